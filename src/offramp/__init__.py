@@ -1,0 +1,127 @@
+"""Train a network sparse from the start, let easy inputs leave early, split the rest.
+
+The public names stand here, flat. Those that need torch are loaded on first use, so an edge device, which
+has none, imports only what it runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from offramp.bundle.bundle import Bundle
+    from offramp.bundle.export import export
+    from offramp.bundle.manifest import Preprocessing
+    from offramp.connect import Edge
+    from offramp.errors import OfframpError
+    from offramp.exits.evaluation import calibrate, evaluate
+    from offramp.exits.heads import PooledHead
+    from offramp.exits.network import MultiExit
+    from offramp.exits.objective import JointLoss
+    from offramp.exits.training import MultiExitModule, fit
+    from offramp.policy.base import Action, Observation, Policy
+    from offramp.policy.cascade import ThresholdCascade
+    from offramp.policy.cost import CostModel
+    from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
+    from offramp.policy.random import RandomArm
+    from offramp.policy.splitee import ISplitEE
+    from offramp.runtime.edge import Result
+    from offramp.runtime.stages import Stages
+    from offramp.runtime.tail import Tail
+    from offramp.serving.server import GrpcServer
+    from offramp.sparse.layers import SparseConv2d, SparseLinear
+    from offramp.sparse.sparsify import SparsityConfig, sparsify_
+
+__version__ = "0.1.0"
+
+#: name → module, and what to install where the module needs more than the edge has
+_NAMES = {
+    "Action": "policy.base",
+    "Bundle": "bundle.bundle",
+    "CostModel": "policy.cost",
+    "Edge": "connect",
+    "EdgeOnly": "policy.fixed",
+    "FixedSplit": "policy.fixed",
+    "GrpcServer": "serving.server",
+    "ISplitEE": "policy.splitee",
+    "JointLoss": "exits.objective",
+    "MultiExit": "exits.network",
+    "MultiExitModule": "exits.training",
+    "Observation": "policy.base",
+    "OfframpError": "errors",
+    "Policy": "policy.base",
+    "PooledHead": "exits.heads",
+    "Preprocessing": "bundle.manifest",
+    "RandomArm": "policy.random",
+    "Result": "runtime.edge",
+    "ServerOnly": "policy.fixed",
+    "SparseConv2d": "sparse.layers",
+    "SparseLinear": "sparse.layers",
+    "SparsityConfig": "sparse.sparsify",
+    "Stages": "runtime.stages",
+    "Tail": "runtime.tail",
+    "ThresholdCascade": "policy.cascade",
+    "calibrate": "exits.evaluation",
+    "evaluate": "exits.evaluation",
+    "export": "bundle.export",
+    "fit": "exits.training",
+    "sparsify_": "sparse.sparsify",
+}
+
+__all__ = [
+    "Action",
+    "Bundle",
+    "CostModel",
+    "Edge",
+    "EdgeOnly",
+    "FixedSplit",
+    "GrpcServer",
+    "ISplitEE",
+    "JointLoss",
+    "MultiExit",
+    "MultiExitModule",
+    "Observation",
+    "OfframpError",
+    "Policy",
+    "PooledHead",
+    "Preprocessing",
+    "RandomArm",
+    "Result",
+    "ServerOnly",
+    "SparseConv2d",
+    "SparseLinear",
+    "SparsityConfig",
+    "Stages",
+    "Tail",
+    "ThresholdCascade",
+    "calibrate",
+    "evaluate",
+    "export",
+    "fit",
+    "sparsify_",
+]
+
+_TRAINING = ("torch", "lightning", "onnx", "onnxscript")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'offramp' has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"offramp.{_NAMES[name]}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _TRAINING:
+            raise
+        from offramp.errors import MissingExtraError
+
+        raise MissingExtraError(
+            f"offramp.{name} needs {error.name}, which is not installed: pip install 'offramp[train]'"
+        ) from error
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,1 @@
+"""The bundle: what training writes and what edge and server read."""

@@ -1,0 +1,233 @@
+"""Reading, verifying, writing and copying bundles. Needs neither torch nor onnx."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from offramp.bundle.manifest import FORMAT, Exit, Graph, Held, Manifest, TensorSpec, Tuning
+from offramp.bundle.onnxfile import external_data
+from offramp.errors import (
+    BundleAlteredError,
+    BundleError,
+    BundleFileError,
+    BundleManifestError,
+    BundlePathError,
+    BundleShapeError,
+    BundleVersionError,
+    ConfigError,
+    ExternalDataError,
+)
+
+__all__ = ["Bundle", "write_bundle"]
+
+MANIFEST, TUNING, HELD = "manifest.json", "tuning.json", "held.json"
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Bundle:
+    """A verified bundle, or an edge copy of one. Make it with `Bundle.load`.
+
+    Attributes:
+        path: Its directory.
+        manifest: What it describes, the same in every copy.
+        tuning: Temperatures, thresholds, the usual mode.
+        held: How many stages this copy holds, from stage 0.
+        digest: What edge and server must agree on, the same in every copy.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, tuning: Tuning, held: int) -> None:
+        self.path, self.manifest, self.tuning, self.held = path, manifest, tuning, held
+        self.digest = manifest.digest
+
+    @classmethod
+    def load(cls, path: str | Path) -> Bundle:
+        """Reads a bundle and verifies every file in it.
+
+        Raises:
+            BundleVersionError: A format that this offramp does not know.
+            BundleManifestError: A manifest, tuning or held file that does not validate.
+            BundleFileError: A missing file.
+            BundleAlteredError: A file whose sha256 is not the manifest's.
+            BundlePathError: A path that leaves the directory.
+            ExternalDataError: An ONNX file that points outside itself.
+            BundleShapeError: Tensors that do not chain.
+        """
+        root = Path(path)
+        if not root.is_dir():
+            raise BundleFileError(f"there is no bundle directory {root}")
+        manifest = _read_json(root, MANIFEST, Manifest)
+        _check_chain(manifest)
+        tuning = _read_json(root, TUNING, Tuning)
+        n = len(manifest.stages)
+        if len(tuning.temperatures) != n or len(tuning.thresholds) != n:
+            raise BundleManifestError(f"{root / TUNING}: expected one temperature and threshold per exit, {n}")
+        held = _read_json(root, HELD, Held).stages if (root / HELD).exists() else n
+        if held > n:
+            raise BundleManifestError(f"{root / HELD} says {held} stages, the manifest has {n}")
+        bundle = cls(root, manifest, tuning, held)
+        for graph in bundle.held_graphs():
+            bundle.read(graph)
+        return bundle
+
+    def read(self, graph: Graph) -> bytes:
+        """The bytes of one of the bundle's graphs, verified.
+
+        Raises:
+            BundleError: As `load` says.
+        """
+        relative = PurePosixPath(graph.file)
+        if relative.is_absolute() or ".." in relative.parts or "\\" in graph.file:
+            raise BundlePathError(f"{self.path}: the path {graph.file!r} leaves the bundle's directory")
+        file = self.path / relative
+        if not file.resolve().is_relative_to(self.path.resolve()):
+            raise BundlePathError(f"{self.path}: {graph.file!r} is a link that leaves the bundle's directory")
+        if not file.is_file():
+            raise BundleFileError(f"{self.path}: the file {graph.file!r} is missing; copy the whole bundle again")
+        content = file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != graph.sha256:
+            raise BundleAlteredError(
+                f"{self.path}: {graph.file!r} is not the file that the manifest names (another sha256); "
+                "copy the whole bundle again"
+            )
+        try:
+            outside = external_data(content)
+        except ValueError as error:
+            raise BundleAlteredError(f"{self.path}: {graph.file!r}: {error}") from error
+        if outside:
+            raise ExternalDataError(
+                f"{self.path}: {graph.file!r} points to data outside itself; export it with its weights inside"
+            )
+        return content
+
+    def held_graphs(self) -> tuple[Graph, ...]:
+        """The graphs that this copy holds: its stages, their exits, and the codecs up to its last cut."""
+        return _graphs_up_to(self.manifest, self.held)
+
+    def stored_bytes(self, stages: int | None = None) -> int:
+        """Bytes of the graphs of the first `stages` stages; of everything held if left out."""
+        return sum(g.bytes for g in _graphs_up_to(self.manifest, self.held if stages is None else stages))
+
+    def edge_copy(self, target: str | Path, stages: int) -> Bundle:
+        """Writes a copy that holds only the first stages, with the same manifest and digest.
+
+        Args:
+            target: The copy's directory; replaced if it is a bundle.
+            stages: How many stages, 1 to as many as are held.
+
+        Raises:
+            ConfigError: A number of stages that is not there.
+            BundleError: The target is something else than a bundle.
+        """
+        if not 1 <= stages <= self.held:
+            raise ConfigError(f"stages must be 1 to {self.held}, not {stages}")
+        files = {g.file: self.read(g) for g in _graphs_up_to(self.manifest, stages)}
+        write_bundle(target, self.manifest, self.tuning, files, held=Held(stages=stages))
+        return Bundle.load(target)
+
+
+def write_bundle(
+    path: str | Path,
+    manifest: Manifest,
+    tuning: Tuning,
+    files: Mapping[str, bytes],
+    *,
+    held: Held | None = None,
+) -> None:
+    """Writes a bundle whole or not at all; an older bundle in the same place is replaced.
+
+    Raises:
+        BundleError: Something other than a bundle is in the way, or the place cannot be written.
+    """
+    root = Path(path)
+    if root.exists() and not (root / MANIFEST).is_file() and (not root.is_dir() or any(root.iterdir())):
+        raise BundleError(f"{root} exists and is no bundle; choose another place or remove it")
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    except OSError as error:
+        raise BundleError(f"cannot write a bundle to {root}: {error}") from error
+    try:
+        for name, content in files.items():
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            (fresh / name).write_bytes(content)
+        for name, model in ((MANIFEST, manifest), (TUNING, tuning), (HELD, held)):
+            if model is not None:
+                (fresh / name).write_text(model.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        fresh.chmod(0o755)
+        if root.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{root.name}-old-", dir=root.parent))
+            os.replace(root, old)
+            os.replace(fresh, root)
+            shutil.rmtree(old)
+        else:
+            os.replace(fresh, root)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _graphs_up_to(manifest: Manifest, stages: int) -> tuple[Graph, ...]:
+    exits = [e.graph for e in manifest.exits[:stages] if e is not None and e.graph is not None]
+    codecs = [g for c in manifest.codecs if c.cut < stages for g in (c.encoder, c.decoder)]
+    return (*(s.graph for s in manifest.stages[:stages]), *exits, *codecs)
+
+
+def _read_json(root: Path, name: str, model: type[_Model]) -> _Model:
+    file = root / name
+    if not file.is_file():
+        raise BundleFileError(f"{root} has no {name}; is it a bundle?")
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BundleManifestError(f"{file} is not JSON: {error}") from error
+    version = raw.get("format") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise BundleVersionError(
+            f"{file} has format {version}; this offramp reads up to {FORMAT}. Upgrade it: pip install -U offramp"
+        )
+    try:
+        return model.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise BundleManifestError(f"{file}: {where}: {first['msg']}") from error
+
+
+def _check_chain(manifest: Manifest) -> None:
+    def shapes(tensors: tuple[TensorSpec, ...]) -> list[tuple[str, str, tuple[int, ...]]]:
+        return [(t.name, t.dtype, t.shape) for t in tensors]
+
+    def same(what: str, got: tuple[TensorSpec, ...], expected: tuple[TensorSpec, ...]) -> None:
+        if shapes(got) != shapes(expected):
+            raise BundleShapeError(f"{what} takes or gives {shapes(got)}, but {shapes(expected)} is there")
+
+    n = len(manifest.stages)
+    if len(manifest.exits) != n:
+        raise BundleShapeError(f"{n} stages need {n} exits (null where a cut has none), not {len(manifest.exits)}")
+    final = manifest.exits[-1]
+    if final is None or final.graph is not None:
+        raise BundleShapeError("the last exit must be the last stage's own output, without a graph")
+    for i, stage in enumerate(manifest.stages):
+        same(f"stage {i}", stage.graph.inputs, manifest.cut(i - 1))
+        found: Exit | None = manifest.exits[i]
+        if found is not None and found.graph is not None:
+            same(f"exit {i}", found.graph.inputs, manifest.cut(i))
+            same(f"exit {i}", found.graph.outputs, (found.logits,))
+    same("the last stage", manifest.stages[-1].graph.outputs, (final.logits,))
+    for codec in manifest.codecs:
+        if codec.cut >= n - 1:
+            raise BundleShapeError(f"a codec names cut {codec.cut}; the last cut is {n - 2}")
+        same(f"the {codec.mode} encoder of cut {codec.cut}", codec.encoder.inputs, manifest.cut(codec.cut))
+        same(f"the {codec.mode} decoder of cut {codec.cut}", codec.decoder.outputs, manifest.cut(codec.cut))
+        same(f"the {codec.mode} decoder of cut {codec.cut}", codec.decoder.inputs, codec.encoder.outputs)
+    if manifest.classes and final.logits.shape != (len(manifest.classes),):
+        raise BundleShapeError(f"{len(manifest.classes)} class names for logits of shape {final.logits.shape}")

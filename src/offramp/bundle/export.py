@@ -1,0 +1,247 @@
+"""From a trained multi-exit network to a bundle: export one ONNX graph, cut it, write it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import platform
+import warnings
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from offramp.bundle.bundle import Bundle, write_bundle
+from offramp.bundle.codec import OPSET, uint8_codec
+from offramp.bundle.manifest import (
+    Codec,
+    Exit,
+    Graph,
+    Manifest,
+    Preprocessing,
+    Provenance,
+    Stage,
+    TensorSpec,
+    Tuning,
+    cut_name,
+)
+from offramp.bundle.partition import Partition, describe, partition
+from offramp.errors import ExportError
+from offramp.exits.network import MultiExit
+from offramp.sparse.layers import SparseConv2d, SparseLinear
+
+__all__ = ["export", "export_graph"]
+
+
+class _Named(nn.Module):
+    """The network as one flat tuple: cut 0, exit 0, cut 1, exit 1, …, the last exit."""
+
+    def __init__(self, net: MultiExit) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        features, logits = self.net.forward_features(x)
+        pairs = [t for pair in zip(features, logits[:-1], strict=True) for t in pair]
+        return (*pairs, logits[-1])
+
+
+def export_graph(net: MultiExit, example_input: Tensor) -> onnx.ModelProto:
+    """The whole network as one ONNX graph of standard operators, with a dynamic batch.
+
+    Its tensors are named `input`, `cut_0`, `exit_0`, `cut_1`, …; the last exit is the network's own output.
+
+    Args:
+        net: A network in the state in which it should run.
+        example_input: One batch, float32; only its shape counts.
+
+    Raises:
+        ExportError: The network cannot be exported; the message carries the exporter's own words.
+    """
+    last = len(net.exit_names)
+    names = [name for i in range(last) for name in (cut_name(i), f"exit_{i}")] + [f"exit_{last}"]
+    was_training = net.training
+    net.eval()
+    # Two samples, since a batch of one would be taken for a constant.
+    example = example_input.detach()[:1].repeat(2, *[1] * (example_input.dim() - 1))
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                _Named(net).eval(),
+                (example,),
+                dynamo=True,
+                dynamic_shapes={"x": {0: torch.export.Dim("N", min=1)}},
+                input_names=["input"],
+                output_names=names,
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises whatever the traced code does
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ExportError(f"torch.onnx.export failed: {reason[0]}") from error
+    finally:
+        net.train(was_training)
+    assert program is not None  # dynamo=True always returns the program
+    return program.model_proto
+
+
+def export(
+    net: MultiExit,
+    example_input: Tensor,
+    path: str | Path,
+    *,
+    name: str | None = None,
+    classes: Sequence[str] = (),
+    preprocessing: Preprocessing | None = None,
+    seed: int | None = None,
+    data: str = "",
+    metrics: dict[str, Any] | None = None,
+) -> Bundle:
+    """Exports a network, cuts it at its exits, and writes a verified bundle.
+
+    Temperatures, thresholds and the range of each cut come from `calibrate`. Without it every threshold
+    keeps everything from leaving early, and cuts travel as `float` only.
+
+    Args:
+        net: A trained network.
+        example_input: One batch, float32; only its shape counts.
+        path: The bundle's directory; an older bundle there is replaced.
+        name: The bundle's name on the wire; the directory's name without its suffix if left out.
+        classes: The classes' names.
+        preprocessing: How an image becomes an input.
+        seed: For the record.
+        data: What the network was trained on, for the record.
+        metrics: Anything JSON, for the record.
+
+    Raises:
+        ExportError: The network cannot be exported or cut.
+        BundleError: The bundle cannot be written.
+    """
+    whole = export_graph(net, example_input)
+    last = len(net.exit_names)
+    cuts = [[cut_name(i)] for i in range(last)]
+    pieces = partition(whole, cuts, [f"exit_{i}" for i in range(last)], final=f"exit_{last}")
+    files: dict[str, bytes] = {}
+
+    def add(model: onnx.ModelProto, file: str) -> Graph:
+        content = model.SerializeToString(deterministic=True)
+        files[file] = content
+        return describe(model, file, content, hashlib.sha256(content).hexdigest())
+
+    graphs = [add(model, f"stages/stage_{i}.onnx") for i, model in enumerate(pieces.stages)]
+    densities = _stage_densities(net, example_input)
+    manifest = Manifest(
+        name=name or Path(path).name.removesuffix(".bundle"),
+        classes=tuple(classes),
+        preprocessing=preprocessing,
+        input=graphs[0].inputs[0],
+        stages=tuple(Stage(graph=g, density=d) for g, d in zip(graphs, densities, strict=True)),
+        exits=_exits(pieces, graphs, add),
+        codecs=_codecs(net, graphs, add),
+        provenance=Provenance(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions={
+                "python": platform.python_version(),
+                **{p: metadata.version(p) for p in ("offramp", "torch", "onnx", "onnxscript")},
+            },
+            seed=seed,
+            data=data,
+            patterns={
+                name: {**m.pattern.recipe(), "digest": m.pattern.digest}
+                for name, m in net.named_modules()
+                if isinstance(m, (SparseLinear, SparseConv2d))
+            },
+            metrics=metrics or {},
+        ),
+    )
+    write_bundle(path, manifest, _tuning(net), files)
+    return Bundle.load(path)
+
+
+def _exits(pieces: Partition, graphs: Sequence[Graph], add: Any) -> tuple[Exit, ...]:
+    exits = []
+    for i, (head, depth) in enumerate(zip(pieces.exits, pieces.depths[:-1], strict=True)):
+        graph = add(head, f"exits/exit_{i}.onnx")
+        exits.append(Exit(depth=depth, logits=graph.outputs[0], graph=graph))
+    return (*exits, Exit(depth=pieces.depths[-1], logits=graphs[-1].outputs[0], graph=None))
+
+
+def _codecs(net: MultiExit, graphs: Sequence[Graph], add: Any) -> tuple[Codec, ...]:
+    if net.calibration is None or not net.calibration.ranges:
+        return ()
+    codecs = []
+    for cut, value_range in enumerate(net.calibration.ranges, start=-1):
+        tensors: tuple[TensorSpec, ...] = graphs[cut + 1].inputs
+        if any(t.dtype != "float32" for t in tensors):
+            continue
+        encoder, decoder = uint8_codec(tensors, value_range)
+        stem = f"codecs/{cut_name(cut)}.uint8"
+        codecs.append(
+            Codec(
+                cut=cut,
+                mode="uint8",
+                encoder=add(encoder, f"{stem}.enc.onnx"),
+                decoder=add(decoder, f"{stem}.dec.onnx"),
+            )
+        )
+    return tuple(codecs)
+
+
+def _tuning(net: MultiExit) -> Tuning:
+    found = net.calibration
+    n = len(net.exit_names) + 1
+    if found is None:
+        return Tuning(temperatures=(1.0,) * n, thresholds=(2.0,) * (n - 1) + (None,))
+    return Tuning(
+        temperatures=found.temperatures,
+        thresholds=(*found.thresholds, None),
+        mode="uint8" if found.ranges else "float",
+    )
+
+
+def _stage_densities(net: MultiExit, example_input: Tensor) -> tuple[float, ...]:
+    """Per stage Σ|W_i| / ΣN_{i-1}N_i over its convolution and linear layers, by the order in which they run."""
+    order: list[nn.Module | int] = []
+    hooks = []
+    for module in net.model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, SparseLinear, SparseConv2d)):
+            hooks.append(module.register_forward_hook(lambda m, *_: order.append(m)))
+    for i, tap in enumerate(net.exit_names):
+        hooks.append(net.model.get_submodule(tap).register_forward_hook(lambda *_, i=i: order.append(i)))
+    try:
+        net.materialise(example_input)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    kept, dense = [0], [0]
+    for item in order:
+        if isinstance(item, int):
+            kept.append(0)
+            dense.append(0)
+            continue
+        weight: Tensor = item.weight  # type: ignore[assignment]
+        density = item.pattern.density if isinstance(item, (SparseLinear, SparseConv2d)) else 1
+        kept[-1] += weight.numel()
+        dense[-1] += round(weight.numel() / density)
+    return tuple(k / d if d else 1.0 for k, d in zip(kept, dense, strict=True))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's progress lines and its dependencies' deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

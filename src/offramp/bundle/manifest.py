@@ -1,0 +1,190 @@
+"""The manifest and the tuning of a bundle, format 1, as pydantic models; their JSON Schema is published."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "FORMAT",
+    "Codec",
+    "Exit",
+    "Graph",
+    "Held",
+    "Manifest",
+    "Preprocessing",
+    "Provenance",
+    "Stage",
+    "TensorSpec",
+    "Tuning",
+    "cut_name",
+]
+
+FORMAT: Literal[1] = 1
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Part):
+    """A tensor's name, element type, and shape for one sample (the batch axis comes before it)."""
+
+    name: str = Field(min_length=1)
+    dtype: Literal["float32", "uint8", "int64"]
+    shape: tuple[Positive, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one sample."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+class Graph(_Part):
+    """One ONNX file: what goes in, what comes out, what it costs for one sample."""
+
+    file: str = Field(min_length=1)
+    sha256: Sha256
+    bytes: Count
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    parameters: Count
+    macs: Count
+
+
+class Stage(_Part):
+    """The part of the network between two cuts; `density` is the kept fraction of its weights."""
+
+    graph: Graph
+    density: Annotated[float, Field(gt=0, le=1)]
+
+
+class Exit(_Part):
+    """A classifier fed by a cut; the last exit is the network's own output and has no graph.
+
+    `depth` is ℓ: convolution and linear layers on the path to the exit, its own head not counted.
+    """
+
+    depth: Count
+    logits: TensorSpec
+    graph: Graph | None
+
+
+class Codec(_Part):
+    """How a cut travels in one mode: a graph that encodes and one that decodes. Cut −1 is the input."""
+
+    cut: Annotated[int, Field(ge=-1)]
+    mode: str = Field(pattern=r"^[a-z][a-z0-9]*$")
+    encoder: Graph
+    decoder: Graph
+
+
+class Preprocessing(_Part):
+    """How an image becomes the network's input: resize, then (pixel·scale − mean) / std per channel."""
+
+    color: Literal["grey", "rgb"]
+    height: Positive
+    width: Positive
+    scale: Finite = 1 / 255
+    mean: tuple[Finite, ...] = (0.0,)
+    std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (1.0,)
+
+    @model_validator(mode="after")
+    def _channels(self) -> Preprocessing:
+        if {len(self.mean), len(self.std)} - {1, 1 if self.color == "grey" else 3}:
+            raise ValueError(f"mean and std need 1 value, or one per channel of {self.color}")
+        return self
+
+
+class Provenance(_Part):
+    """Where the network comes from: versions, seed, data, sparsity patterns by layer, metrics."""
+
+    created: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+    seed: int | None = None
+    data: str = ""
+    patterns: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+
+class Manifest(_Part):
+    """What a bundle holds. Stage i runs from cut i−1 to cut i; exit i is fed by cut i."""
+
+    format: Literal[1] = FORMAT
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    classes: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+    input: TensorSpec
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    exits: tuple[Exit | None, ...]
+    codecs: tuple[Codec, ...] = ()
+    provenance: Provenance = Provenance()
+
+    @property
+    def last(self) -> int:
+        """The number of the last stage, split and exit."""
+        return len(self.stages) - 1
+
+    def cut(self, index: int) -> tuple[TensorSpec, ...]:
+        """The tensors that cross at cut `index`; −1 is the input."""
+        return (self.input,) if index == -1 else self.stages[index].graph.outputs
+
+    def final_exit(self) -> Exit:
+        """The network's own output."""
+        final = self.exits[self.last]
+        assert final is not None  # validated on loading
+        return final
+
+    def codec(self, cut: int, mode: str) -> Codec | None:
+        """The codec of a cut in a mode; None for "float" and for modes that the bundle does not hold."""
+        return next((c for c in self.codecs if (c.cut, c.mode) == (cut, mode)), None)
+
+    def modes(self, cut: int) -> tuple[str, ...]:
+        """The modes in which a cut may travel; "float" always."""
+        return ("float", *(c.mode for c in self.codecs if c.cut == cut))
+
+    def graphs(self) -> tuple[Graph, ...]:
+        """Every file of the bundle: stages, exits, codecs."""
+        stages = [stage.graph for stage in self.stages]
+        exits = [e.graph for e in self.exits if e is not None and e.graph is not None]
+        return (*stages, *exits, *(g for c in self.codecs for g in (c.encoder, c.decoder)))
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the sorted hashes of all graphs and the tensor names; edge and server must agree."""
+        names = [t.name for g in self.graphs() for t in (*g.inputs, *g.outputs)]
+        lines = [*sorted(g.sha256 for g in self.graphs()), *names]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class Tuning(_Part):
+    """What may change without a new model: temperatures and thresholds by exit, and the usual mode.
+
+    A threshold above 1 keeps everything from leaving there; the last exit has none. None stands where a cut
+    has no exit.
+    """
+
+    format: Literal[1] = FORMAT
+    temperatures: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, ...]
+    thresholds: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, ...]
+    mode: str = "float"
+
+
+class Held(_Part):
+    """Which stages an edge copy holds: 0 to stages−1."""
+
+    format: Literal[1] = FORMAT
+    stages: Positive
+
+
+def cut_name(cut: int) -> str:
+    """The tensor's name at a cut: "input", "cut_0", …."""
+    return "input" if cut == -1 else f"cut_{cut}"

@@ -1,0 +1,1 @@
+"""Early exits: the multi-exit network, its heads, loss, training and calibration."""

@@ -1,0 +1,85 @@
+"""What a trained multi-exit network does on held-out data, and its calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offramp.errors import ConfigError
+from offramp.exits.calibration import Calibration, calibrate_logits
+from offramp.exits.network import MultiExit
+
+__all__ = ["Evaluation", "calibrate", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Logits of every exit on a data set.
+
+    Attributes:
+        logits: Per exit (N, classes), the last exit's last.
+        labels: (N,) class indices.
+        ranges: Per cut the smallest and largest value, the input (cut −1) first.
+    """
+
+    logits: tuple[NDArray[np.float32], ...]
+    labels: NDArray[np.int64]
+    ranges: tuple[tuple[float, float], ...]
+
+    @property
+    def accuracy(self) -> tuple[float, ...]:
+        """The share of right answers, per exit."""
+        return tuple(float((z.argmax(axis=1) == self.labels).mean()) for z in self.logits)
+
+
+def evaluate(net: MultiExit, loader: Iterable[Sequence[Tensor]]) -> Evaluation:
+    """Runs a network over batches of inputs and class indices, without learning.
+
+    Raises:
+        ConfigError: A loader without batches.
+    """
+    was_training = net.training
+    net.eval()
+    logits: list[list[Tensor]] = []
+    labels: list[Tensor] = []
+    lows: list[list[float]] = []
+    highs: list[list[float]] = []
+    try:
+        with torch.inference_mode():
+            for x, y in loader:
+                features, outputs = net.forward_features(x)
+                logits.append([z.float().cpu() for z in outputs])
+                labels.append(y.cpu())
+                lows.append([float(t.min()) for t in (x, *features)])
+                highs.append([float(t.max()) for t in (x, *features)])
+    finally:
+        net.train(was_training)
+    if not labels:
+        raise ConfigError("the loader gives no batches")
+    ranges = zip(np.min(lows, axis=0).tolist(), np.max(highs, axis=0).tolist(), strict=True)
+    return Evaluation(
+        tuple(torch.cat(column).numpy() for column in zip(*logits, strict=True)),
+        torch.cat(labels).numpy(),
+        tuple(ranges),
+    )
+
+
+def calibrate(net: MultiExit, loader: Iterable[Sequence[Tensor]], *, max_drop: float = 0.005) -> Calibration:
+    """Fits a temperature per exit and a threshold per gate on held-out data; `export` writes them.
+
+    Args:
+        net: A trained network; the result is also kept as `net.calibration`.
+        loader: Held-out batches, not those the network was trained on.
+        max_drop: Accuracy that each gate may cost against the last exit, as a fraction.
+
+    Raises:
+        ConfigError: Fewer than 10 samples, or `max_drop` outside [0, 1].
+    """
+    seen = evaluate(net, loader)
+    net.calibration = calibrate_logits(seen.logits, seen.labels, max_drop=max_drop, ranges=seen.ranges)
+    return net.calibration

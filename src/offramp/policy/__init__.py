@@ -1,0 +1,1 @@
+"""Policies: where to split and when to offload. One algorithm per file."""

@@ -1,0 +1,121 @@
+"""What policies share: actions, what they may see before choosing, what they are told afterwards."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from offramp.errors import ActionError
+from offramp.policy.cost import CostModel
+
+__all__ = ["Action", "Context", "Observation", "Policy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a policy chooses for one input. The papers' arm k is `Action(k, exits=(k,))`.
+
+    Attributes:
+        split: The edge runs stages 0 to `split` and may send that cut; −1 sends the input.
+        exits: Exits that may answer. Those beyond the split let the server leave early; without any, the
+            server is told to go to the last exit.
+        mode: How the cut travels.
+        watch: Exits up to the split whose heads are run to see their confidence, without answering.
+    """
+
+    split: int
+    exits: tuple[int, ...] = ()
+    mode: str = "float"
+    watch: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a policy may know before it chooses; the same for every input of a run.
+
+    Attributes:
+        splits: What this edge can do, ascending. −1 and splits before the last need a server.
+        exits: Early exits that this edge can evaluate, ascending.
+        last: The number of the last split and exit.
+        thresholds: The bundle's threshold per exit; None where there is none.
+        modes: The modes in which each cut may travel.
+        mode: The bundle's usual mode.
+        cost: What things cost.
+    """
+
+    splits: tuple[int, ...]
+    exits: tuple[int, ...]
+    last: int
+    thresholds: tuple[float | None, ...]
+    modes: Mapping[int, tuple[str, ...]]
+    mode: str
+    cost: CostModel
+
+    def mode_at(self, split: int) -> str:
+        """The bundle's usual mode where the cut has it, else "float"."""
+        return self.mode if self.mode in self.modes.get(split, ()) else "float"
+
+    def gate(self, split: int) -> tuple[int, ...]:
+        """The exit at a split, as an action's `exits`; empty where there is none."""
+        return (split,) if split in self.exits else ()
+
+    @property
+    def arms(self) -> tuple[int, ...]:
+        """The papers' arms that this edge can play: splits with an exit, the last one included."""
+        return tuple(k for k in self.splits if k in self.exits or k == self.last)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What was really seen after an action; nothing else may be learned from.
+
+    Attributes:
+        confidences: By exit, the confidence of every exit that was evaluated on the edge.
+        final_confidence: The last exit's, where it was run, here or on the server; None if not seen.
+        exit: The exit that answered; None if nothing did.
+        confidence: The answer's confidence, 0 if nothing answered.
+        offloaded: Whether a cut was sent.
+        failed: Whether an offload was wanted and brought no answer.
+        cost: What was paid, by the edge's `CostModel`.
+        latency_ms: From input to answer.
+        payload_bytes: Bytes of the tensors that were sent.
+    """
+
+    confidences: Mapping[int, float] = field(default_factory=dict)
+    final_confidence: float | None = None
+    exit: int | None = None
+    confidence: float = 0.0
+    offloaded: bool = False
+    failed: bool = False
+    cost: float = 0.0
+    latency_ms: float = 0.0
+    payload_bytes: int = 0
+
+
+class Policy(ABC):
+    """Chooses an action for each input, and learns from what was seen.
+
+    Attributes:
+        name: As the command line and the results call it.
+        alpha: The gates' threshold; None takes the bundle's own.
+    """
+
+    name: str = "policy"
+    alpha: float | None = None
+
+    @abstractmethod
+    def choose(self, context: Context) -> Action:
+        """The action for the next input."""
+
+    def update(self, action: Action, observation: Observation) -> None:  # noqa: B027
+        """Learns from what was seen; policies that do not learn leave it out."""
+
+    def threshold(self, context: Context, exit_index: int) -> float:
+        """What an exit's confidence must reach to answer."""
+        if self.alpha is not None:
+            return self.alpha
+        value = context.thresholds[exit_index]
+        if value is None:
+            raise ActionError(f"exit {exit_index} has no threshold in the bundle; give the policy an alpha")
+        return value

@@ -1,0 +1,1 @@
+"""What runs on edge and server: stages, gate, tail and edge loop, without sockets."""

@@ -1,0 +1,387 @@
+"""The edge loop: for each input one action, one result, and what was seen goes back to the policy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from offramp.bundle.bundle import Bundle
+from offramp.bundle.preprocessing import preprocess
+from offramp.errors import (
+    ActionError,
+    ConfigError,
+    InputError,
+    ProtocolError,
+    ServerError,
+    StageError,
+)
+from offramp.policy.base import Action, Context, Observation, Policy
+from offramp.policy.cost import CostModel
+from offramp.policy.fixed import EdgeOnly
+from offramp.runtime.breaker import CircuitBreaker
+from offramp.runtime.gate import Belief, Gate
+from offramp.runtime.stages import Stages, check_tensor
+from offramp.runtime.tail import Channel, TailReply, TailRequest, tail_name
+
+__all__ = ["Edge", "Latency", "Result"]
+
+Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds from input to answer, and where they went; `link` is all that is not computing."""
+
+    total: float
+    edge: float
+    link: float
+    server: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """The one result of one input.
+
+    Attributes:
+        index: The input's place in the run.
+        status: "ok"; "degraded" if an offload brought no answer and the edge answered as well as it could;
+            "failed" without an answer.
+        label: The class index.
+        class_name: The class's name, where the bundle has names.
+        confidence: The label's probability, after the exit's temperature.
+        probabilities: (classes,).
+        exit: The exit that answered.
+        where: "edge" or "server".
+        latency_ms: Milliseconds by part.
+        payload_bytes: Bytes of the tensors that were sent.
+        action: What the policy chose.
+        cost: What was paid.
+        error: Why it is degraded or failed.
+    """
+
+    index: int
+    status: Literal["ok", "degraded", "failed"]
+    label: int | None = None
+    class_name: str | None = None
+    confidence: float | None = None
+    probabilities: tuple[float, ...] | None = None
+    exit: int | None = None
+    where: Literal["edge", "server"] | None = None
+    latency_ms: Latency = Latency(0.0, 0.0, 0.0, 0.0)
+    payload_bytes: int = 0
+    action: Action | None = None
+    cost: float = 0.0
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        return asdict(self)
+
+
+@dataclass
+class _Trip:
+    """One input on its way."""
+
+    start: float
+    tensors: list[Array]
+    stage: int = -1
+    edge_ms: float = 0.0
+    server_ms: float = 0.0
+    link_ms: float = 0.0
+    payload_bytes: int = 0
+    sent: bool = False
+    error: str | None = None
+
+
+class Edge:
+    """Runs inputs through the stages it holds, and through a server where the policy says so.
+
+    Args:
+        bundle: A bundle, or the path of one; an edge copy will do.
+        server: The way to a server that holds the whole bundle; without one, everything stays on the edge.
+        policy: Chooses for each input; `EdgeOnly()` if left out.
+        deadline_ms: The time that one input may take. An offload gets what is left of it, less what the edge
+            would need to reach its next exit if it had to.
+        cost: What things cost; the papers' units at the bundle's depths if left out.
+        threads: Threads per session.
+        slowdown: Emulates a device this many times slower; for experiments.
+        breaker: The circuit breaker before the server.
+        clock: Gives seconds.
+        sleep: Sleeps for seconds.
+
+    Raises:
+        BundleError: The bundle cannot be trusted or read.
+        ConfigError: A deadline that is not positive.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | Path,
+        server: Channel | None = None,
+        policy: Policy | None = None,
+        *,
+        deadline_ms: float = 1000.0,
+        cost: CostModel | None = None,
+        threads: int = 1,
+        slowdown: float = 1.0,
+        breaker: CircuitBreaker | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if not deadline_ms > 0:
+            raise ConfigError(f"deadline_ms must be above 0, not {deadline_ms}")
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        self.policy = policy or EdgeOnly()
+        self.deadline_ms = deadline_ms
+        self.breaker = breaker or CircuitBreaker(clock=clock)
+        self._server, self._clock = server, clock
+        self._manifest = self.bundle.manifest
+        self._stages = Stages(self.bundle, threads=threads, slowdown=slowdown, clock=clock, sleep=sleep)
+        self._gate = Gate(self.bundle.tuning)
+        held, last = self.bundle.held, self._manifest.last
+        depths = tuple(0 if e is None else e.depth for e in self._manifest.exits)
+        self.context = Context(
+            splits=tuple(range(-1, held)) if server is not None else (held - 1,),
+            exits=tuple(i for i in range(min(held, last)) if self._manifest.exits[i] is not None),
+            last=last,
+            thresholds=self.bundle.tuning.thresholds,
+            modes={cut: self._manifest.modes(cut) for cut in range(-1, min(held, last))},
+            mode=self.bundle.tuning.mode,
+            cost=cost or CostModel(depths),
+        )
+        #: Milliseconds per stage, a running mean; what an offload must leave for the way back.
+        self.stage_ms = self._warm_up()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the way to the server."""
+        if self._server is not None:
+            self._server.close()
+
+    def run(self, inputs: Iterable[Any]) -> Iterator[Result]:
+        """Exactly one result per input, in order; an input that cannot be run gives a "failed" one.
+
+        Args:
+            inputs: Each as `infer` takes it.
+        """
+        for index, x in enumerate(inputs):
+            try:
+                yield self.infer(x, index=index)
+            except (InputError, StageError) as error:
+                yield Result(index, "failed", error=str(error))
+
+    def infer(self, x: Any, *, index: int = 0) -> Result:
+        """The result of one input.
+
+        Args:
+            x: The network's input for one sample, in the manifest's dtype and shape (a batch axis of 1 may
+                lead); or, where the manifest has preprocessing, an image as uint8 pixels (H, W) or (H, W, 3).
+            index: Goes into the result.
+
+        Raises:
+            InputError: An input of wrong shape or dtype, or not finite.
+            ActionError: The policy chose what this edge cannot do.
+            StageError: ONNX Runtime failed.
+        """
+        start = self._clock()
+        trip = _Trip(start, [self._prepared(x)])
+        action = self.policy.choose(self.context)
+        self._check_action(action)
+        beliefs: dict[int, Belief] = {}
+        answer = self._along(trip, action, beliefs)
+        where: Literal["edge", "server"] = "edge"
+        status: Literal["ok", "degraded", "failed"] = "ok"
+        if answer is None:
+            answer = self._offload(trip, action, beliefs)
+            where = "server"
+            if answer is None:
+                answer, where = self._fall_back(trip, beliefs), "edge"
+                status = "failed" if answer is None else "degraded"
+        total = (self._clock() - start) * 1e3
+        cost = self.context.cost.paid(trip.stage, trip.sent)
+        belief = None if answer is None else beliefs[answer]
+        seen_here = {i: b.confidence for i, b in beliefs.items() if i <= trip.stage}
+        final = beliefs.get(self.context.last)
+        self.policy.update(
+            action,
+            Observation(
+                confidences=seen_here,
+                final_confidence=None if final is None else final.confidence,
+                exit=answer,
+                confidence=0.0 if belief is None else belief.confidence,
+                offloaded=trip.sent,
+                failed=trip.error is not None,
+                cost=cost,
+                latency_ms=total,
+                payload_bytes=trip.payload_bytes,
+            ),
+        )
+        names = self._manifest.classes
+        return Result(
+            index=index,
+            status=status,
+            label=None if belief is None else belief.label,
+            class_name=None if belief is None or not names else names[belief.label],
+            confidence=None if belief is None else belief.confidence,
+            probabilities=None if belief is None else tuple(belief.probabilities.tolist()),
+            exit=answer,
+            where=None if answer is None else where,
+            latency_ms=Latency(total, trip.edge_ms, trip.link_ms, trip.server_ms),
+            payload_bytes=trip.payload_bytes,
+            action=action,
+            cost=cost,
+            error=trip.error,
+        )
+
+    def _prepared(self, x: Any) -> Array:
+        array = np.asarray(x)
+        spec, images = self._manifest.input, self._manifest.preprocessing
+        if array.dtype == np.uint8 and spec.dtype != "uint8" and images is not None:
+            return preprocess(array[None], images)
+        batch = array if array.shape[:1] == (1,) and array.ndim == len(spec.shape) + 1 else array[None]
+        check_tensor(batch, spec)
+        return batch
+
+    def _check_action(self, action: Action) -> None:
+        if action.split not in self.context.splits:
+            raise ActionError(
+                f"{self.policy.name} chose split {action.split}; this edge can do "
+                f"{', '.join(map(str, self.context.splits))}"
+                + ("" if self._server is not None else " (it has no server)")
+            )
+        unknown = [e for e in action.watch if e not in self.context.exits or e > action.split]
+        unknown += [e for e in action.exits if e <= action.split and e not in self.context.exits]
+        if unknown:
+            raise ActionError(
+                f"{self.policy.name} chose exits {unknown} at split {action.split}; this edge can evaluate "
+                f"{', '.join(map(str, self.context.exits)) or 'none'}"
+            )
+
+    def _along(self, trip: _Trip, action: Action, beliefs: dict[int, Belief]) -> int | None:
+        """Stages up to the split; gives the exit that answers, if one does."""
+        for i in range(action.split + 1):
+            self._step(trip)
+            if i == self.context.last:
+                beliefs[i] = self._gate.belief(i, trip.tensors[0][0])
+                return i
+            if i in action.exits or i in action.watch:
+                belief = self._evaluate(trip, i, trip.tensors)
+                beliefs[i] = belief
+                if i in action.exits and self._gate.passes(i, belief.confidence, self.policy.alpha):
+                    return i
+        return None
+
+    def _step(self, trip: _Trip) -> None:
+        trip.tensors, spent = self._stages.stage(trip.stage + 1, trip.tensors)
+        trip.stage += 1
+        trip.edge_ms += spent
+        self.stage_ms[trip.stage] += 0.1 * (spent - self.stage_ms[trip.stage])
+
+    def _evaluate(self, trip: _Trip, index: int, tensors: list[Array]) -> Belief:
+        logits, spent = self._stages.exit(index, tensors)
+        trip.edge_ms += spent
+        return self._gate.belief(index, logits[0])
+
+    def _offload(self, trip: _Trip, action: Action, beliefs: dict[int, Belief]) -> int | None:
+        """Sends the cut; gives the exit that answered on the server, or None with the trip's error set."""
+        if self._server is None:
+            trip.error = "no server"
+            return None
+        if not self.breaker.allows():
+            trip.error = "the server is down; it is probed again soon"
+            return None
+        packed, spent = self._stages.encode(trip.stage, action.mode, trip.tensors)
+        trip.edge_ms += spent
+        specs = self._stages.wire(trip.stage, action.mode)
+        request = TailRequest(
+            model=tail_name(self._manifest.name, trip.stage, action.mode),
+            tensors={spec.name: tensor for spec, tensor in zip(specs, packed, strict=True)},
+            digest=self.bundle.digest,
+            final=not any(e > action.split for e in action.exits),
+        )
+        left_ms = self.deadline_ms - (self._clock() - trip.start) * 1e3 - self._way_back_ms(trip, beliefs)
+        if left_ms <= 0:
+            trip.error = f"no time left of {self.deadline_ms:g} ms to ask the server"
+            return None
+        trip.sent, trip.payload_bytes = True, sum(t.nbytes for t in packed)
+        sent = self._clock()
+        try:
+            reply = self._server.infer(request, left_ms / 1e3)
+            exit_index, belief = self._read_reply(trip.stage, reply)
+        except (ServerError, InputError, StageError) as error:
+            self.breaker.failed()
+            trip.error = str(error)
+            trip.link_ms = (self._clock() - sent) * 1e3
+            return None
+        self.breaker.succeeded()
+        waited = (self._clock() - sent) * 1e3
+        trip.server_ms = min(reply.server_ms or 0.0, waited)
+        trip.link_ms = waited - trip.server_ms
+        beliefs[exit_index] = belief
+        return exit_index
+
+    def _read_reply(self, stage: int, reply: TailReply) -> tuple[int, Belief]:
+        last, logits, exits = self.context.last, reply.logits, reply.exits
+        exit_index = last if exits is None or len(exits) == 0 else int(exits[0])
+        shape = (1, *self._manifest.final_exit().logits.shape)
+        if logits.shape != shape or not np.isfinite(logits).all() or not stage < exit_index <= last:
+            raise ProtocolError(
+                f"the server answered with logits of shape {logits.shape} from exit {exit_index}; expected "
+                f"finite ones of shape {shape} from an exit after {stage}"
+            )
+        return exit_index, self._gate.belief(exit_index, logits[0])
+
+    def _way_back_ms(self, trip: _Trip, beliefs: dict[int, Belief]) -> float:
+        """What the edge would need to reach an exit, if the server brought no answer."""
+        if beliefs or trip.stage in self.context.exits:
+            return 0.0
+        reachable = [i for i in (*self.context.exits, self.context.last) if trip.stage < i < self.bundle.held]
+        return sum(self.stage_ms[trip.stage + 1 : reachable[0] + 1]) if reachable else 0.0
+
+    def _fall_back(self, trip: _Trip, beliefs: dict[int, Belief]) -> int | None:
+        """Goes on through the stages held while time allows; gives the deepest exit reached."""
+        kept = {trip.stage: trip.tensors}
+        while trip.stage + 1 < self.bundle.held:
+            spent = (self._clock() - trip.start) * 1e3
+            if spent + self.stage_ms[trip.stage + 1] > self.deadline_ms:
+                break
+            self._step(trip)
+            kept[trip.stage] = trip.tensors
+        for i in range(trip.stage, -1, -1):
+            if i == self.context.last:
+                beliefs[i] = self._gate.belief(i, trip.tensors[0][0])
+                return i
+            if i in beliefs:
+                return i
+            if i in self.context.exits and i in kept:
+                beliefs[i] = self._evaluate(trip, i, kept[i])
+                return i
+        return None
+
+    def _warm_up(self) -> list[float]:
+        """Runs every stage and exit once on zeros, so that the first input is no slower; times them."""
+        spec = self._manifest.input
+        tensors: list[Array] = [np.zeros((1, *spec.shape), spec.dtype)]
+        measured = []
+        for i in range(self.bundle.held):
+            outputs, _ = self._stages.stage(i, tensors)
+            measured.append(self._stages.stage(i, tensors)[1])
+            tensors = outputs
+            if i in self.context.exits:
+                self._stages.exit(i, tensors)
+        return measured

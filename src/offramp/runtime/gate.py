@@ -1,0 +1,45 @@
+"""The gate: is an exit sure enough to answer?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.bundle.manifest import Tuning
+from offramp.exits.calibration import softmax
+
+__all__ = ["Belief", "Gate"]
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What an exit says about one input: probabilities (classes,), the label, and its probability."""
+
+    probabilities: NDArray[np.float64]
+    label: int
+    confidence: float
+
+
+class Gate:
+    """The bundle's temperatures and thresholds at work.
+
+    Args:
+        tuning: The bundle's tuning.
+    """
+
+    def __init__(self, tuning: Tuning) -> None:
+        self._temperatures = tuple(t or 1.0 for t in tuning.temperatures)
+        self._thresholds = tuning.thresholds
+
+    def belief(self, exit_index: int, logits: NDArray[np.floating]) -> Belief:
+        """What logits (classes,) mean, after the exit's temperature."""
+        probabilities = softmax(logits, self._temperatures[exit_index])
+        label = int(probabilities.argmax())
+        return Belief(probabilities, label, float(probabilities[label]))
+
+    def passes(self, exit_index: int, confidence: float, alpha: float | None = None) -> bool:
+        """Whether a confidence reaches alpha, or the exit's own threshold without one."""
+        threshold = self._thresholds[exit_index] if alpha is None else alpha
+        return threshold is not None and confidence >= threshold

@@ -1,0 +1,174 @@
+"""The server's side of a split as a plain object: tensors of a cut in, logits out. No sockets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.bundle.manifest import TensorSpec
+from offramp.errors import DigestMismatchError, InputError, ServerRefusedError
+from offramp.runtime.gate import Gate
+from offramp.runtime.stages import Stages, check_tensor
+
+__all__ = ["Channel", "Tail", "TailModel", "TailReply", "TailRequest", "tail_name"]
+
+
+def tail_name(bundle: str, cut: int, mode: str) -> str:
+    """The wire's name for what takes a cut in a mode: `digits`, `digits-tail-0`, `digits-tail-0-uint8`.
+
+    Cut −1 is the input; `digits-uint8` takes the input in a mode.
+    """
+    stem = bundle if cut == -1 else f"{bundle}-tail-{cut}"
+    return stem if mode == "float" else f"{stem}-{mode}"
+
+
+@dataclass(frozen=True)
+class TailModel:
+    """One of the models that a bundle offers on the wire."""
+
+    name: str
+    cut: int
+    mode: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class TailRequest:
+    """A cut that travels.
+
+    Attributes:
+        model: As `tail_name` gives it.
+        tensors: By name, each (N, …).
+        digest: The sender's bundle; None is accepted.
+        final: Go to the last exit; otherwise the server's exits may answer too.
+    """
+
+    model: str
+    tensors: Mapping[str, NDArray[np.generic]]
+    digest: str | None = None
+    final: bool = False
+
+
+@dataclass(frozen=True)
+class TailReply:
+    """An answer.
+
+    Attributes:
+        logits: (N, classes).
+        exits: (N,), which exit answered; None if the server does not say, which means the last.
+        server_ms: Computing time on the server; None if it does not say.
+    """
+
+    logits: NDArray[np.float32]
+    exits: NDArray[np.int64] | None = None
+    server_ms: float | None = None
+
+
+class Channel(Protocol):
+    """The way to a tail; `Tail` itself is one, without a network."""
+
+    def infer(self, request: TailRequest, timeout_s: float | None = None) -> TailReply:
+        """The answer to a request; raises a `ServerError` if there is none."""
+
+    def close(self) -> None:
+        """Lets go of what the channel holds."""
+
+
+class Tail:
+    """Runs a bundle from any cut to the end, leaving at its own exits where it may.
+
+    Args:
+        stages: The bundle's sessions; all stages must be held.
+        clock: Gives seconds.
+
+    Raises:
+        ServerRefusedError: The bundle is an edge copy that lacks stages.
+    """
+
+    def __init__(self, stages: Stages, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        bundle = stages.bundle
+        if bundle.held <= bundle.manifest.last:
+            raise ServerRefusedError(
+                f"{bundle.path} is an edge copy with {bundle.held} of {bundle.manifest.last + 1} stages; "
+                "a server needs the whole bundle"
+            )
+        self.stages, self.bundle, self._clock = stages, bundle, clock
+        self._gate = Gate(bundle.tuning)
+        logits = TensorSpec(name="logits", dtype="float32", shape=bundle.manifest.final_exit().logits.shape)
+        answered = TensorSpec(name="exit", dtype="int64", shape=())
+        found = [
+            TailModel(
+                tail_name(bundle.manifest.name, cut, mode),
+                cut,
+                mode,
+                stages.wire(cut, mode),
+                (logits, answered),
+            )
+            for cut in range(-1, bundle.manifest.last)
+            for mode in bundle.manifest.modes(cut)
+        ]
+        self.models: Mapping[str, TailModel] = {model.name: model for model in found}
+
+    def infer(self, request: TailRequest, timeout_s: float | None = None) -> TailReply:
+        """Answers one request.
+
+        Raises:
+            ServerRefusedError: An unknown model.
+            DigestMismatchError: The sender has another version of the bundle.
+            InputError: Tensors of wrong name, shape or dtype, or not finite.
+            StageError: ONNX Runtime failed.
+        """
+        start = self._clock()
+        model = self.models.get(request.model)
+        if model is None:
+            raise ServerRefusedError(f"no model {request.model!r} here; there are {', '.join(self.models)}")
+        if request.digest is not None and request.digest != self.bundle.digest:
+            raise DigestMismatchError(
+                f"the server holds digest {self.bundle.digest[:12]}…, the edge {request.digest[:12]}…; "
+                "give both the same bundle"
+            )
+        tensors = self._checked(model, request.tensors)
+        tensors, _ = self.stages.decode(model.cut, model.mode, tensors)
+        logits, exits = self._through(model.cut, tensors, request.final)
+        return TailReply(logits, exits, (self._clock() - start) * 1e3)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _checked(self, model: TailModel, given: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        names = [spec.name for spec in model.inputs]
+        if set(given) != set(names):
+            raise InputError(f"{model.name} takes {', '.join(names)}; got {', '.join(given) or 'nothing'}")
+        tensors = [given[name] for name in names]
+        for tensor, spec in zip(tensors, model.inputs, strict=True):
+            check_tensor(tensor, spec)
+        if len({len(t) for t in tensors}) != 1 or len(tensors[0]) == 0:
+            raise InputError(f"{model.name}: every tensor needs the same batch of at least one")
+        return tensors
+
+    def _through(
+        self, cut: int, tensors: list[NDArray[np.generic]], final: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Stages after `cut`; of a batch, the samples that are sure leave at each exit."""
+        last, n = self.bundle.manifest.last, len(tensors[0])
+        logits = np.zeros((n, *self.bundle.manifest.final_exit().logits.shape), np.float32)
+        exits = np.full(n, last, np.int64)
+        going = np.arange(n)
+        for i in range(cut + 1, last + 1):
+            tensors, _ = self.stages.stage(i, tensors)
+            if i == last:
+                logits[going] = tensors[0]
+            elif not final and self.bundle.manifest.exits[i] is not None:
+                here, _ = self.stages.exit(i, tensors)
+                sure = np.array([self._gate.passes(i, self._gate.belief(i, z).confidence) for z in here])
+                logits[going[sure]], exits[going[sure]] = here[sure], i
+                going, tensors = going[~sure], [t[~sure] for t in tensors]
+                if len(going) == 0:
+                    break
+        return logits, exits

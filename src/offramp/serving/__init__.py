@@ -1,0 +1,1 @@
+"""The wire: Open Inference Protocol server and channel, and the link emulator."""

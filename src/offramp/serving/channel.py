@@ -1,0 +1,179 @@
+"""The edge's way to a server: Open Inference Protocol v2 over gRPC. Any such server will do."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc as rpc
+
+from offramp.errors import (
+    AddressError,
+    DeadlineError,
+    DigestMismatchError,
+    OfframpError,
+    ProtocolError,
+    ServerBusyError,
+    ServerRefusedError,
+    ServerUnavailableError,
+)
+from offramp.runtime.tail import TailReply, TailRequest
+from offramp.serving.wire import from_outputs, grpc_options, put_tensors
+
+__all__ = ["GrpcChannel", "parse_address"]
+
+#: gRPC's status codes as our errors; any other code is a `ServerRefusedError`.
+_ERRORS: dict[grpc.StatusCode, type[OfframpError]] = {
+    grpc.StatusCode.UNAVAILABLE: ServerUnavailableError,
+    grpc.StatusCode.CANCELLED: ServerUnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ServerBusyError,
+    grpc.StatusCode.FAILED_PRECONDITION: DigestMismatchError,
+    grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
+}
+#: The client's first bytes on an HTTP/2 connection and an empty SETTINGS frame (RFC 9113 §3.4, §6.5).
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_SETTINGS = 4
+_MAX_PORT = 65535
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Host and port of "HOST:PORT".
+
+    Raises:
+        AddressError: Anything else.
+    """
+    host, colon, port = address.strip().rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) <= _MAX_PORT or "/" in host:
+        raise AddressError(f"a server's address is HOST:PORT, such as 127.0.0.1:8001, not {address!r}")
+    return host.strip("[]"), int(port)
+
+
+class GrpcChannel:
+    """One connection to a server; it mends itself. Safe to use from several threads.
+
+    Args:
+        address: HOST:PORT.
+        max_message_mb: The largest message in MiB.
+
+    Raises:
+        AddressError: The address is no HOST:PORT.
+    """
+
+    def __init__(self, address: str, *, max_message_mb: int = 64) -> None:
+        self._host, self._port = parse_address(address)
+        self.address = address
+        options = [
+            *grpc_options(max_message_mb),
+            # The circuit breaker spaces the attempts; gRPC's own pause grows to two minutes.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 500),
+            # Connections are shared between channels otherwise, their backoff with them.
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        self._channel = grpc.insecure_channel(address, options=options)
+        self._stub = rpc.GRPCInferenceServiceStub(self._channel)
+
+    def infer(self, request: TailRequest, timeout_s: float | None = None) -> TailReply:
+        """Sends a cut and waits for the answer.
+
+        Args:
+            request: The cut.
+            timeout_s: Seconds until a `DeadlineError`.
+
+        Raises:
+            ServerError: See `offramp.errors`; one for each way in which there is no answer.
+        """
+        message = pb.ModelInferRequest(model_name=request.model)
+        put_tensors(request.tensors, message.inputs, message.raw_input_contents)
+        if request.digest is not None:
+            message.parameters["digest"].string_param = request.digest
+        if request.final:
+            message.parameters["final"].bool_param = True
+        response = self._call(self._stub.ModelInfer, message, timeout_s)
+        tensors = from_outputs(response)
+        logits = tensors.get("logits")
+        if logits is None or logits.dtype != np.float32:
+            raise ProtocolError(
+                f"{self.address} answered with {', '.join(tensors) or 'nothing'}; expected FP32 logits"
+            )
+        exits = tensors.get("exit")
+        parameters = response.parameters
+        return TailReply(
+            logits=logits.astype(np.float32, copy=False),
+            exits=None if exits is None else exits.astype(np.int64).reshape(-1),
+            server_ms=parameters["server_ms"].double_param if "server_ms" in parameters else None,
+        )
+
+    def check(self, model: str, digest: str, timeout_s: float = 2.0) -> None:
+        """Asks whether the server is there, speaks the protocol, and holds the same bundle.
+
+        Args:
+            model: The bundle's name.
+            digest: The bundle's digest.
+            timeout_s: Seconds to wait.
+
+        Raises:
+            ServerUnavailableError: Nobody is there, for now.
+            ProtocolError: What answers does not speak the protocol.
+            ServerRefusedError: The server does not hold the bundle.
+            DigestMismatchError: The server holds another version of it.
+        """
+        try:
+            found = self._call(self._stub.ModelMetadata, pb.ModelMetadataRequest(name=model), timeout_s)
+        except (ServerUnavailableError, DeadlineError) as error:
+            self._check_protocol(timeout_s)
+            raise ServerUnavailableError(f"no server at {self.address}: {error}") from error
+        # Servers of other makes number their versions; ours names the digest.
+        digests = [version for version in found.versions if len(version) == len(digest)]
+        if digests and digest not in digests:
+            raise DigestMismatchError(
+                f"{self.address} holds another version of {model!r} (digest {digests[0][:12]}…, "
+                f"here {digest[:12]}…); give edge and server the same bundle"
+            )
+
+    def ping_ms(self, timeout_s: float = 2.0) -> float:
+        """Milliseconds of an empty round trip.
+
+        Raises:
+            ServerError: There is no answer.
+        """
+        start = time.perf_counter()
+        self._call(self._stub.ServerLive, pb.ServerLiveRequest(), timeout_s)
+        return (time.perf_counter() - start) * 1e3
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._channel.close()
+
+    def _call(self, method: Any, message: Any, timeout_s: float | None) -> Any:
+        try:
+            return method(message, timeout=timeout_s)
+        except grpc.RpcError as error:
+            code, details = error.code(), error.details() or ""
+            kind = _ERRORS.get(code, ServerRefusedError)
+            if kind is DeadlineError:
+                details = f"no answer within {(timeout_s or 0) * 1e3:.0f} ms"
+            raise kind(f"{self.address}: {details or code.name}") from error
+        except ValueError as error:  # gRPC's word for a closed channel
+            raise ServerUnavailableError(f"{self.address}: {error}") from error
+
+    def _check_protocol(self, timeout_s: float) -> None:
+        """Raises a ProtocolError if what answers is no HTTP/2 server; gRPC only says unavailable."""
+        try:
+            with socket.create_connection((self._host, self._port), timeout_s) as peer:
+                peer.settimeout(timeout_s)
+                peer.sendall(_HTTP2_HELLO)
+                head = peer.recv(9)
+        except OSError:
+            return
+        if head and (len(head) < 4 or head[3] != _SETTINGS):
+            raise ProtocolError(
+                f"{self.address} answers, but not with gRPC; is it the gRPC port of an Open Inference Protocol "
+                "server?"
+            )

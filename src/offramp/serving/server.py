@@ -1,0 +1,194 @@
+"""An Open Inference Protocol v2 server over gRPC: converts, limits, reports. What it serves is a `Tail`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from importlib import metadata
+from types import TracebackType
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc as rpc
+from typing_extensions import Self
+
+from offramp.errors import (
+    ConfigError,
+    DigestMismatchError,
+    InputError,
+    OfframpError,
+    PortError,
+    ServerBusyError,
+    ServerRefusedError,
+)
+from offramp.runtime.tail import Tail, TailRequest
+from offramp.serving.wire import DATATYPES, from_request, grpc_options, put_tensors
+
+__all__ = ["GrpcServer"]
+
+_log = logging.getLogger("offramp.server")
+
+#: Our errors as gRPC status codes; anything else is INTERNAL and says nothing of the inside.
+_CODES = {
+    ServerRefusedError: grpc.StatusCode.NOT_FOUND,
+    InputError: grpc.StatusCode.INVALID_ARGUMENT,
+    DigestMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
+    ServerBusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+#: Threads kept for health and metadata while every other one computes or waits.
+_SPARE = 2
+
+
+class GrpcServer:
+    """Serves a tail on a port until closed.
+
+    Args:
+        tail: What is served.
+        host: The address to listen on.
+        port: The port; 0 takes a free one, see `port`.
+        workers: Requests that compute at the same time; one per core is fastest.
+        queue: Requests that may wait for a worker; more are refused with RESOURCE_EXHAUSTED.
+        max_message_mb: The largest message in MiB.
+
+    Raises:
+        PortError: The port cannot be listened on.
+        ConfigError: Fewer than one worker.
+    """
+
+    def __init__(
+        self,
+        tail: Tail,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8001,
+        workers: int = 1,
+        queue: int = 64,
+        max_message_mb: int = 64,
+    ) -> None:
+        if workers < 1 or queue < 0:
+            raise ConfigError(f"a server needs at least one worker, not {workers} (queue {queue})")
+        pool = futures.ThreadPoolExecutor(workers + queue + _SPARE, thread_name_prefix="offramp-grpc")
+        # Without this option Linux lets two servers share a port, each getting some of the calls.
+        options = [*grpc_options(max_message_mb), ("grpc.so_reuseport", 0)]
+        self._server = grpc.server(pool, options=options)
+        rpc.add_GRPCInferenceServiceServicer_to_server(_Service(tail, workers, queue), self._server)
+        address = f"{host}:{port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            self.port = 0
+            self._close_pool(pool)
+            raise PortError(f"cannot listen on {address}; is the port in use? Choose another one") from error
+        if self.port == 0:
+            self._close_pool(pool)
+            raise PortError(f"cannot listen on {address}; is the port in use? Choose another one")
+        self._server.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self, grace_s: float = 1.0) -> None:
+        """Refuses new requests, lets those under way end within `grace_s` seconds, and stops."""
+        self._server.stop(grace_s).wait()
+
+    def wait(self) -> None:
+        """Blocks until the server is closed."""
+        self._server.wait_for_termination()
+
+    def _close_pool(self, pool: futures.ThreadPoolExecutor) -> None:
+        self._server.stop(None)
+        pool.shutdown(wait=False)
+
+
+class _Service(rpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    def __init__(self, tail: Tail, workers: int, queue: int) -> None:
+        self._tail = tail
+        self._admitted = threading.BoundedSemaphore(workers + queue)
+        self._computing = threading.BoundedSemaphore(workers)
+
+    def ServerLive(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        return pb.ServerLiveResponse(live=True)
+
+    def ServerReady(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        return pb.ServerReadyResponse(ready=True)
+
+    def ModelReady(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        return pb.ModelReadyResponse(ready=request.name in self._tail.models)
+
+    def ServerMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        return pb.ServerMetadataResponse(name="offramp", version=metadata.version("offramp"))
+
+    def ModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with _aborting(context):
+            model = self._tail.models.get(request.name)
+            if model is None:
+                raise ServerRefusedError(
+                    f"no model {request.name!r} here; there are {', '.join(self._tail.models)}"
+                )
+            # The bundle's digest is the version: an edge can tell at once whether both hold the same.
+            response = pb.ModelMetadataResponse(
+                name=model.name, versions=[self._tail.bundle.digest], platform="onnx_offramp"
+            )
+            for specs, target in ((model.inputs, response.inputs), (model.outputs, response.outputs)):
+                for spec in specs:
+                    target.add(name=spec.name, datatype=DATATYPES[spec.dtype], shape=[-1, *spec.shape])
+            return response
+
+    def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with _aborting(context):
+            if not self._admitted.acquire(blocking=False):
+                raise ServerBusyError("the server's queue is full; try again later")
+            try:
+                parameters = request.parameters
+                asked = TailRequest(
+                    model=request.model_name,
+                    tensors=from_request(request),
+                    digest=parameters["digest"].string_param if "digest" in parameters else None,
+                    final="final" in parameters and parameters["final"].bool_param,
+                )
+                with self._computing:
+                    reply = self._tail.infer(asked)
+            finally:
+                self._admitted.release()
+            response = pb.ModelInferResponse(
+                model_name=request.model_name, model_version=self._tail.bundle.digest, id=request.id
+            )
+            assert reply.exits is not None  # a Tail always says
+            assert reply.server_ms is not None
+            tensors: dict[str, NDArray[np.generic]] = {"logits": reply.logits, "exit": reply.exits}
+            wanted = [output.name for output in request.outputs] or list(tensors)
+            unknown = [name for name in wanted if name not in tensors]
+            if unknown:
+                raise InputError(f"no output {', '.join(unknown)}; there are {', '.join(tensors)}")
+            put_tensors({n: tensors[n] for n in wanted}, response.outputs, response.raw_output_contents)
+            response.parameters["server_ms"].double_param = reply.server_ms
+            return response
+
+
+@contextlib.contextmanager
+def _aborting(context: grpc.ServicerContext) -> Iterator[None]:
+    """Turns our errors into status codes; anything else says nothing of the inside."""
+    try:
+        yield
+    except OfframpError as error:
+        code = _CODES.get(type(error), grpc.StatusCode.INTERNAL)
+        if code is grpc.StatusCode.INTERNAL:
+            _log.error("request failed: %s", error)
+            context.abort(code, "the server could not run this request")
+        context.abort(code, str(error))
+    except Exception:
+        if context.code() is not None:  # abort() raises a bare Exception of its own
+            raise
+        _log.exception("request failed")
+        context.abort(grpc.StatusCode.INTERNAL, "the server could not run this request")

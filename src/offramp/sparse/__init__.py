@@ -1,0 +1,1 @@
+"""Predefined sparsity: exact densities, patterns, layers that store exactly |W| values."""

@@ -1,0 +1,176 @@
+"""Exact density algebra: which densities a layer admits, and what a density means in degrees and blocks.
+
+A junction joins N_left neurons to N_right neurons. Every left neuron has the out-degree d_out, every right
+neuron the in-degree d_in, so |W| = N_left·d_out = N_right·d_in, and the admissible densities are k/g with
+g = gcd(N_left, N_right) and k = 1..g (Capogrosso et al. 2024, arXiv 2407.11763).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+from offramp.errors import DensityError
+
+__all__ = ["BlockDensity", "admissible_densities", "density_from_d_out", "nearest_density"]
+
+#: A density that is met by another one further away than this share of itself is refused.
+TOLERANCE = 0.25
+
+
+@dataclass(frozen=True)
+class BlockDensity:
+    """A density ρ = joined/blocks that a junction meets exactly.
+
+    Attributes:
+        n_left: Number of left neurons (inputs).
+        n_right: Number of right neurons (outputs).
+        joined: K, the left blocks that each right block joins.
+        blocks: G, the blocks that either side is cut into.
+        asked: The density that was asked for.
+    """
+
+    n_left: int
+    n_right: int
+    joined: int
+    blocks: int
+    asked: float
+
+    @property
+    def given(self) -> Fraction:
+        """The density ρ that is met, in lowest terms."""
+        return Fraction(self.joined, self.blocks)
+
+    @property
+    def d_out(self) -> int:
+        """Connections per left neuron."""
+        return self.joined * self.n_right // self.blocks
+
+    @property
+    def d_in(self) -> int:
+        """Connections per right neuron."""
+        return self.joined * self.n_left // self.blocks
+
+    @property
+    def weights(self) -> int:
+        """The number of connections, |W|."""
+        return self.n_left * self.d_out
+
+    @property
+    def exact(self) -> bool:
+        """Whether the density given is the density asked for."""
+        return math.isclose(float(self.given), self.asked, rel_tol=1e-9)
+
+
+def admissible_densities(n_left: int, n_right: int, *, max_blocks: int | None = None) -> list[Fraction]:
+    """The densities at which every degree is a whole number, ascending.
+
+    Args:
+        n_left: Number of left neurons.
+        n_right: Number of right neurons.
+        max_blocks: Keep only densities whose lowest terms K/G have G at most this.
+
+    Raises:
+        DensityError: A side without neurons.
+    """
+    g = _common_blocks(n_left, n_right)
+    found = {Fraction(k, blocks) for blocks in _divisors(g, max_blocks) for k in range(1, blocks + 1)}
+    return sorted(found)
+
+
+def nearest_density(
+    n_left: int,
+    n_right: int,
+    density: float | Fraction,
+    *,
+    blocks: int | None = None,
+    max_blocks: int = 16,
+) -> BlockDensity:
+    """The block density nearest to the one asked for; of two equally near ones, that with fewer blocks.
+
+    Args:
+        n_left: Number of left neurons.
+        n_right: Number of right neurons.
+        density: The kept fraction ρ, 0 < ρ ≤ 1.
+        blocks: Take exactly this many blocks; it must divide gcd(n_left, n_right).
+        max_blocks: Without `blocks`, the most blocks allowed: fewer blocks are faster.
+
+    Raises:
+        DensityError: ρ outside (0, 1], `blocks` that does not divide, or nothing admissible within a quarter
+            of ρ. The message lists what is possible.
+    """
+    asked = _checked(density)
+    shape = f"{n_left}→{n_right}"
+    g = _common_blocks(n_left, n_right)
+    if blocks is not None:
+        if not isinstance(blocks, int) or blocks < 1 or g % blocks:
+            raise DensityError(
+                f"blocks={blocks!r} does not divide gcd({n_left}, {n_right}) = {g}; "
+                f"possible: {_listed(_divisors(g, None))}"
+            )
+        counts = [blocks]
+    else:
+        if not isinstance(max_blocks, int) or max_blocks < 1:
+            raise DensityError(f"max_blocks must be a whole number of at least 1, not {max_blocks!r}")
+        counts = _divisors(g, max_blocks)
+    candidates = [(min(max(round(asked * n), 1), n), n) for n in counts]
+    joined, count = min(candidates, key=lambda kg: (round(abs(kg[0] / kg[1] - asked), 12), kg[1]))
+    found = BlockDensity(n_left, n_right, joined, count, asked)
+    if abs(float(found.given) - asked) > TOLERANCE * asked:
+        within = f"with {blocks} blocks" if blocks is not None else f"with at most {max_blocks} blocks"
+        possible = _listed(sorted({Fraction(k, n) for n in counts for k in range(1, n + 1)}))
+        raise DensityError(
+            f"density {asked:g} cannot be met by a {shape} layer {within}: the nearest is {found.given}, "
+            f"more than a quarter off. Possible: {possible}. gcd({n_left}, {n_right}) = {g}"
+        )
+    return found
+
+
+def density_from_d_out(n_left: int, n_right: int, d_out: int) -> BlockDensity:
+    """The density of an out-degree, the way the papers give it; always met exactly.
+
+    Args:
+        n_left: Number of left neurons.
+        n_right: Number of right neurons.
+        d_out: Connections per left neuron, 1 ≤ d_out ≤ n_right.
+
+    Raises:
+        DensityError: d_out out of range, or N_left·d_out not a multiple of N_right.
+    """
+    g = _common_blocks(n_left, n_right)
+    step = n_right // g
+    if isinstance(d_out, bool) or not isinstance(d_out, int) or not 1 <= d_out <= n_right or d_out % step:
+        raise DensityError(
+            f"d_out={d_out!r} is not possible for a {n_left}→{n_right} layer: {n_left}·d_out must be a "
+            f"multiple of {n_right}. Possible: {_listed(range(step, n_right + 1, step))}"
+        )
+    ratio = Fraction(d_out, n_right)
+    return BlockDensity(n_left, n_right, ratio.numerator, ratio.denominator, float(ratio))
+
+
+def _common_blocks(n_left: int, n_right: int) -> int:
+    if n_left < 1 or n_right < 1:
+        raise DensityError(f"a layer needs neurons on both sides, not {n_left}→{n_right}")
+    return math.gcd(n_left, n_right)
+
+
+def _checked(density: float | Fraction) -> float:
+    try:
+        value = float(density)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0.0 < value <= 1.0:
+        raise DensityError(f"density must be a number above 0 and at most 1 (the kept fraction), not {density!r}")
+    return value
+
+
+def _divisors(g: int, most: int | None) -> list[int]:
+    return [n for n in range(1, (g if most is None else min(g, most)) + 1) if g % n == 0]
+
+
+def _listed(values: list[Fraction] | list[int] | range) -> str:
+    shown = [str(v) for v in values]
+    if len(shown) > 16:  # both ends tell the range
+        shown = [*shown[:10], "…", *shown[-3:]]
+    return ", ".join(shown)
