@@ -28,6 +28,7 @@ from offramp.policy.cost import CostModel
 from offramp.policy.fixed import EdgeOnly
 from offramp.runtime.breaker import CircuitBreaker
 from offramp.runtime.gate import Belief, Gate
+from offramp.runtime.sources import Broken
 from offramp.runtime.stages import Stages, check_tensor
 from offramp.runtime.tail import Channel, TailReply, TailRequest, tail_name
 
@@ -249,6 +250,8 @@ class Edge:
         )
 
     def _prepared(self, x: Any) -> Array:
+        if isinstance(x, Broken):
+            raise InputError(x.reason)
         array = np.asarray(x)
         spec, images = self._manifest.input, self._manifest.preprocessing
         if array.dtype == np.uint8 and spec.dtype != "uint8" and images is not None:

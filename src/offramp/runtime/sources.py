@@ -1,0 +1,100 @@
+"""Inputs from files and folders, one at a time, each with a name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.bundle.manifest import Preprocessing, TensorSpec
+from offramp.datasets import IMAGE_SUFFIXES, load_image
+from offramp.errors import ConfigError, DatasetError
+
+__all__ = ["Broken", "find_inputs", "read_inputs"]
+
+ARRAY_SUFFIXES = (".npy", ".npz")
+
+
+class Broken:
+    """An input that could not be read; the edge gives it a "failed" result that carries the reason."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def find_inputs(paths: Sequence[Path]) -> list[Path]:
+    """Files to read: those given, and those in the folders given, sorted by name.
+
+    Raises:
+        ConfigError: A path that does not exist, a file of another kind, or a folder without inputs.
+    """
+    known = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in known)
+            if not inside:
+                raise ConfigError(f"{path} holds no inputs ({', '.join(known)})")
+            found += inside
+        elif not path.exists():
+            raise ConfigError(f"there is no file or folder {path}")
+        elif path.suffix.lower() not in known:
+            raise ConfigError(f"{path} is neither an image nor an array ({', '.join(known)})")
+        else:
+            found.append(path)
+    return found
+
+
+def read_inputs(
+    files: Sequence[Path], spec: TensorSpec, images: Preprocessing | None
+) -> Iterator[tuple[str, Any]]:
+    """Each input with its name, ready for `Edge.run`; unreadable files give a `Broken`.
+
+    Images are resized as the manifest says. Arrays hold one input or a batch of them: the network's own
+    input, or uint8 pixels where the manifest has preprocessing.
+
+    Args:
+        files: As `find_inputs` gives them.
+        spec: The network's input.
+        images: The manifest's preprocessing, if any.
+    """
+    for path in files:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            yield str(path), _image(path, images)
+            continue
+        try:
+            batch = _array(path, spec, images)
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            yield str(path), Broken(f"{path} is not an array that can be read: {error}")
+            continue
+        for i, x in enumerate(batch):
+            yield f"{path}[{i}]", x
+
+
+def _image(path: Path, images: Preprocessing | None) -> Any:
+    if images is None:
+        return Broken(f"{path} is an image, but the bundle has no preprocessing; give arrays")
+    try:
+        return load_image(path, (images.height, images.width), color=images.color == "rgb")
+    except DatasetError as error:
+        return Broken(str(error))
+
+
+def _array(path: Path, spec: TensorSpec, images: Preprocessing | None) -> NDArray[Any]:
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        array = loaded
+    else:
+        with loaded:
+            if len(loaded.files) != 1:
+                raise ValueError(
+                    f"it holds {len(loaded.files)} arrays ({', '.join(loaded.files)}); one is expected"
+                )
+            array = loaded[loaded.files[0]]
+    single = len(spec.shape)
+    if array.dtype == np.uint8 and spec.dtype != "uint8" and images is not None:
+        single = 2 if images.color == "grey" else 3
+    return array[None] if array.ndim == single else array
