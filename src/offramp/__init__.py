@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
     from offramp.policy.random import RandomArm
     from offramp.policy.splitee import ISplitEE
-    from offramp.runtime.edge import Result
+    from offramp.runtime.result import Result
     from offramp.runtime.stages import Stages
     from offramp.runtime.tail import Tail
     from offramp.serving.server import GrpcServer
@@ -54,7 +54,7 @@ _NAMES = {
     "PooledHead": "exits.heads",
     "Preprocessing": "bundle.manifest",
     "RandomArm": "policy.random",
-    "Result": "runtime.edge",
+    "Result": "runtime.result",
     "ServerOnly": "policy.fixed",
     "SparseConv2d": "sparse.layers",
     "SparseLinear": "sparse.layers",

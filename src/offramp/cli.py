@@ -126,7 +126,6 @@ def train(
         next(k for k in recipes.KINDS if k == kind),
         splits,
         out,
-        name=_bundle_name(out),
         epochs=recipes.EPOCHS if epochs is None else epochs,
         seed=seed,
         max_drop=max_drop,
@@ -241,6 +240,7 @@ def run(
     """
     from offramp.connect import Edge
     from offramp.policy.registry import make_policy
+    from offramp.report.live import run_files
     from offramp.runtime.sources import find_inputs
 
     files = find_inputs(inputs)
@@ -249,8 +249,8 @@ def run(
         Edge(bundle, server=server, policy=chosen, deadline_ms=deadline_ms, slowdown=edge_slowdown) as edge,
         _sink(out) as sink,
     ):
-        failed = _run_inputs(edge, files, policy, sink)
-    if failed:
+        results = run_files(edge, files, sink, Console(stderr=True))
+    if any(result.status == "failed" for result in results):
         raise typer.Exit(1)
 
 
@@ -311,43 +311,6 @@ def export(
     )
 
 
-def _run_inputs(edge: Any, files: list[Path], policy: str, sink: Any) -> bool:
-    """Runs every input, writing a line each; gives whether any failed."""
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from offramp.report.rows import rows_table, summarise
-    from offramp.runtime.sources import read_inputs
-
-    manifest = edge.bundle.manifest
-    names: list[str] = []
-
-    def inputs() -> Iterator[Any]:
-        for name, x in read_inputs(files, manifest.input, manifest.preprocessing):
-            names.append(name)
-            yield x
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    results = []
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task(policy, total=None)
-        try:
-            for result in edge.run(inputs()):
-                results.append(result)
-                sink.write(json.dumps({"input": names[-1], **result.to_dict()}) + "\n")
-                sink.flush()
-                degraded = sum(r.status != "ok" for r in results)
-                progress.update(task, advance=1, description=f"{policy}, {degraded} degraded or failed")
-        finally:  # a Ctrl-C still gets its summary
-            if results:
-                title = f"{len(results)} inputs, {sum(r.status == 'degraded' for r in results)} degraded, "
-                title += f"{sum(r.status == 'failed' for r in results)} failed"
-                console.print(rows_table([summarise(policy, results)], title=title), markup=False, highlight=False)
-                for reason in dict.fromkeys(r.error for r in results if r.error):
-                    console.print(f"note: {reason}", markup=False, highlight=False)
-    return any(r.status == "failed" for r in results)
-
-
 def _sink(out: Path | None) -> Any:
     if out is None:
         return nullcontext(sys.stdout)
@@ -355,13 +318,6 @@ def _sink(out: Path | None) -> Any:
         return out.open("w", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error.strerror}") from error
-
-
-def _bundle_name(out: Path) -> str:
-    """A name for the wire from the bundle's directory."""
-    name = out.resolve().name.removesuffix(".bundle")
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name).lstrip("._-")
-    return kept[:64] or "bundle"
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from offramp.policy.splitee import ISplitEE
 from offramp.recipes import EPOCHS, KINDS, Splits, Trained, load_splits, train
 from offramp.report.page import report_page
 from offramp.report.rows import Row, rows_table, summarise
-from offramp.runtime.edge import Result
+from offramp.runtime.result import Result
 from offramp.runtime.stages import Stages
 from offramp.serving.link import LinkSettings
 from offramp.serving.process import running
@@ -303,7 +303,6 @@ def _saving(networks: dict[str, dict[str, Any]]) -> str:
 
 
 def _facts(settings: DemoSettings, bundle: Bundle, slowdown: float, splits: Splits, images: int) -> dict[str, Any]:
-    exits = [e for e in bundle.manifest.exits if e is not None]
     return {
         "command": f"offramp demo --out {settings.out} --seed {settings.seed}",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -319,7 +318,7 @@ def _facts(settings: DemoSettings, bundle: Bundle, slowdown: float, splits: Spli
         "max_drop": MAX_DROP,
         "gamma": 0.1,
         "offload_cost": 0.5,
-        "depths": [e.depth for e in exits],
+        "depths": [stage.depth for stage in bundle.manifest.stages],
         "digest": bundle.digest,
         "versions": {"offramp": __version__, "torch": torch.__version__},
     }

@@ -139,7 +139,7 @@ def train(
     splits: Splits,
     out: str | Path,
     *,
-    name: str = "digits",
+    name: str | None = None,
     epochs: int = EPOCHS,
     seed: int = 0,
     max_drop: float = 0.005,
@@ -151,7 +151,7 @@ def train(
         kind: "sparse", "dense", or "narrow".
         splits: The data.
         out: The bundle's directory.
-        name: The bundle's name on the wire.
+        name: The bundle's name on the wire; made from the directory's name if left out.
         epochs: Passes over the training images.
         seed: For weights, patterns and the order of the images.
         max_drop: Accuracy that each gate may cost on the held-out images, as a fraction.

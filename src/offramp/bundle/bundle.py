@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -89,11 +88,19 @@ class Bundle:
         if relative.is_absolute() or ".." in relative.parts or "\\" in graph.file:
             raise BundlePathError(f"{self.path}: the path {graph.file!r} leaves the bundle's directory")
         file = self.path / relative
-        if not file.resolve().is_relative_to(self.path.resolve()):
+        try:
+            inside = file.resolve().is_relative_to(self.path.resolve())
+            there = file.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # link loops, NUL, names that are too long
+            raise BundlePathError(f"{self.path}: {graph.file!r} is no usable path: {error}") from error
+        if not inside:
             raise BundlePathError(f"{self.path}: {graph.file!r} is a link that leaves the bundle's directory")
-        if not file.is_file():
+        if not there:
             raise BundleFileError(f"{self.path}: the file {graph.file!r} is missing; copy the whole bundle again")
-        content = file.read_bytes()
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise BundleFileError(f"{self.path}: {graph.file!r} cannot be read: {error}") from error
         if hashlib.sha256(content).hexdigest() != graph.sha256:
             raise BundleAlteredError(
                 f"{self.path}: {graph.file!r} is not the file that the manifest names (another sha256); "
@@ -148,31 +155,51 @@ def write_bundle(
     Raises:
         BundleError: Something other than a bundle is in the way, or the place cannot be written.
     """
-    root = Path(path)
-    if root.exists() and not (root / MANIFEST).is_file() and (not root.is_dir() or any(root.iterdir())):
+    root = Path(path).resolve()
+    if root.exists() and not _is_bundle(root) and (not root.is_dir() or any(root.iterdir())):
         raise BundleError(f"{root} exists and is no bundle; choose another place or remove it")
     try:
+        documents = {
+            name: model.model_dump_json(indent=1) + "\n"
+            for name, model in ((MANIFEST, manifest), (TUNING, tuning), (HELD, held))
+            if model is not None
+        }
+    except ValueError as error:  # pydantic's serialisation error is one
+        raise BundleError(f"the manifest cannot be written as JSON: {error}") from error
+    try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as place:
+            fresh, old = Path(place) / "fresh", Path(place) / "old"
+            fresh.mkdir()
+            for name, content in files.items():
+                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+                (fresh / name).write_bytes(content)
+            for name, text in documents.items():
+                (fresh / name).write_text(text, encoding="utf-8")
+            Bundle.load(fresh)  # what cannot be loaded replaces nothing
+            _swap(fresh, root, old)
     except OSError as error:
         raise BundleError(f"cannot write a bundle to {root}: {error}") from error
+
+
+def _swap(fresh: Path, root: Path, old: Path) -> None:
+    if not root.exists():
+        os.replace(fresh, root)
+        return
+    os.replace(root, old)
     try:
-        for name, content in files.items():
-            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-            (fresh / name).write_bytes(content)
-        for name, model in ((MANIFEST, manifest), (TUNING, tuning), (HELD, held)):
-            if model is not None:
-                (fresh / name).write_text(model.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        fresh.chmod(0o755)
-        if root.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{root.name}-old-", dir=root.parent))
-            os.replace(root, old)
-            os.replace(fresh, root)
-            shutil.rmtree(old)
-        else:
-            os.replace(fresh, root)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        os.replace(fresh, root)
+    except BaseException:
+        os.replace(old, root)
+        raise
+
+
+def _is_bundle(root: Path) -> bool:
+    try:
+        found = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"format", "stages"} <= set(found)
 
 
 def _graphs_up_to(manifest: Manifest, stages: int) -> tuple[Graph, ...]:
@@ -187,7 +214,7 @@ def _read_json(root: Path, name: str, model: type[_Model]) -> _Model:
         raise BundleFileError(f"{root} has no {name}; is it a bundle?")
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BundleManifestError(f"{file} is not JSON: {error}") from error
     version = raw.get("format") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > FORMAT:
@@ -219,9 +246,16 @@ def _check_chain(manifest: Manifest) -> None:
     for i, stage in enumerate(manifest.stages):
         same(f"stage {i}", stage.graph.inputs, manifest.cut(i - 1))
         found: Exit | None = manifest.exits[i]
-        if found is not None and found.graph is not None:
-            same(f"exit {i}", found.graph.inputs, manifest.cut(i))
-            same(f"exit {i}", found.graph.outputs, (found.logits,))
+        if found is None or i == manifest.last:
+            continue
+        if found.graph is None:
+            raise BundleShapeError(f"exit {i} has no graph; only the last exit is its stage's own output")
+        same(f"exit {i}", found.graph.inputs, manifest.cut(i))
+        same(f"exit {i}", found.graph.outputs, (found.logits,))
+        if found.logits.shape != final.logits.shape:
+            raise BundleShapeError(
+                f"exit {i} gives logits of shape {found.logits.shape}, the last one {final.logits.shape}"
+            )
     same("the last stage", manifest.stages[-1].graph.outputs, (final.logits,))
     for codec in manifest.codecs:
         if codec.cut >= n - 1:
@@ -229,5 +263,10 @@ def _check_chain(manifest: Manifest) -> None:
         same(f"the {codec.mode} encoder of cut {codec.cut}", codec.encoder.inputs, manifest.cut(codec.cut))
         same(f"the {codec.mode} decoder of cut {codec.cut}", codec.decoder.outputs, manifest.cut(codec.cut))
         same(f"the {codec.mode} decoder of cut {codec.cut}", codec.decoder.inputs, codec.encoder.outputs)
+    images = manifest.preprocessing
+    if images is not None:
+        shape = (1 if images.color == "grey" else 3, images.height, images.width)
+        if manifest.input.shape != shape:
+            raise BundleShapeError(f"the preprocessing gives {shape}, the network takes {manifest.input.shape}")
     if manifest.classes and final.logits.shape != (len(manifest.classes),):
         raise BundleShapeError(f"{len(manifest.classes)} class names for logits of shape {final.logits.shape}")

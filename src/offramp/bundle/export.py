@@ -7,6 +7,7 @@ import hashlib
 import io
 import logging
 import platform
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from offramp.bundle.bundle import Bundle, write_bundle
 from offramp.bundle.codec import OPSET, uint8_codec
 from offramp.bundle.manifest import (
+    NAME_PATTERN,
     Codec,
     Exit,
     Graph,
@@ -33,7 +35,8 @@ from offramp.bundle.manifest import (
     cut_name,
 )
 from offramp.bundle.partition import Partition, describe, partition
-from offramp.errors import ExportError
+from offramp.errors import ConfigError, ExportError
+from offramp.evalmode import eval_mode
 from offramp.exits.network import MultiExit
 from offramp.sparse.layers import SparseConv2d, SparseLinear
 
@@ -67,12 +70,10 @@ def export_graph(net: MultiExit, example_input: Tensor) -> onnx.ModelProto:
     """
     last = len(net.exit_names)
     names = [name for i in range(last) for name in (cut_name(i), f"exit_{i}")] + [f"exit_{last}"]
-    was_training = net.training
-    net.eval()
     # Two samples, since a batch of one would be taken for a constant.
     example = example_input.detach()[:1].repeat(2, *[1] * (example_input.dim() - 1))
     try:
-        with _quiet():
+        with eval_mode(net), _quiet():
             program = torch.onnx.export(
                 _Named(net).eval(),
                 (example,),
@@ -86,10 +87,10 @@ def export_graph(net: MultiExit, example_input: Tensor) -> onnx.ModelProto:
     except Exception as error:  # the exporter raises whatever the traced code does
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(f"torch.onnx.export failed: {reason[0]}") from error
-    finally:
-        net.train(was_training)
     assert program is not None  # dynamo=True always returns the program
-    return program.model_proto
+    model = program.model_proto
+    _forget_origin(model)
+    return model
 
 
 def export(
@@ -113,7 +114,7 @@ def export(
         net: A trained network.
         example_input: One batch, float32; only its shape counts.
         path: The bundle's directory; an older bundle there is replaced.
-        name: The bundle's name on the wire; the directory's name without its suffix if left out.
+        name: The bundle's name on the wire; made from the directory's name if left out.
         classes: The classes' names.
         preprocessing: How an image becomes an input.
         seed: For the record.
@@ -122,8 +123,12 @@ def export(
 
     Raises:
         ExportError: The network cannot be exported or cut.
-        BundleError: The bundle cannot be written.
+        ConfigError: A name that cannot go on the wire.
+        BundleError: The bundle cannot be written, or does not hold together.
     """
+    name = _wire_name(Path(path)) if name is None else name
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ConfigError(f"a bundle's name is letters, digits, '.', '_' and '-', at most 64, not {name!r}")
     whole = export_graph(net, example_input)
     last = len(net.exit_names)
     cuts = [[cut_name(i)] for i in range(last)]
@@ -138,11 +143,14 @@ def export(
     graphs = [add(model, f"stages/stage_{i}.onnx") for i, model in enumerate(pieces.stages)]
     densities = _stage_densities(net, example_input)
     manifest = Manifest(
-        name=name or Path(path).name.removesuffix(".bundle"),
+        name=name,
         classes=tuple(classes),
         preprocessing=preprocessing,
         input=graphs[0].inputs[0],
-        stages=tuple(Stage(graph=g, density=d) for g, d in zip(graphs, densities, strict=True)),
+        stages=tuple(
+            Stage(graph=graph, density=density, depth=depth)
+            for graph, density, depth in zip(graphs, densities, pieces.depths, strict=True)
+        ),
         exits=_exits(pieces, graphs, add),
         codecs=_codecs(net, graphs, add),
         provenance=Provenance(
@@ -154,8 +162,8 @@ def export(
             seed=seed,
             data=data,
             patterns={
-                name: {**m.pattern.recipe(), "digest": m.pattern.digest}
-                for name, m in net.named_modules()
+                layer: {**m.pattern.recipe(), "digest": m.pattern.digest}
+                for layer, m in net.named_modules()
                 if isinstance(m, (SparseLinear, SparseConv2d))
             },
             metrics=metrics or {},
@@ -165,12 +173,40 @@ def export(
     return Bundle.load(path)
 
 
+def _wire_name(path: Path) -> str:
+    """A name for the wire from the bundle's directory."""
+    plain = path.resolve().name.removesuffix(".bundle")
+    return re.sub(r"[^A-Za-z0-9._-]", "-", plain).lstrip("._-")[:64] or "bundle"
+
+
+def _forget_origin(model: onnx.ModelProto) -> None:
+    """Drops the exporter's notes: they hold this machine's paths, and the digest would depend on them."""
+
+    def forget(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
+        for part in (graph, *graph.node, *graph.value_info):
+            part.ClearField("metadata_props")
+            part.ClearField("doc_string")
+        for node in graph.node:
+            for attribute in node.attribute:
+                bodies = [attribute.g] if attribute.HasField("g") else []
+                for body in (*bodies, *attribute.graphs):
+                    forget(body)
+
+    model.ClearField("metadata_props")
+    model.ClearField("doc_string")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.ClearField("metadata_props")
+        value.ClearField("doc_string")
+    for graph in (model.graph, *model.functions):
+        forget(graph)
+
+
 def _exits(pieces: Partition, graphs: Sequence[Graph], add: Any) -> tuple[Exit, ...]:
     exits = []
-    for i, (head, depth) in enumerate(zip(pieces.exits, pieces.depths[:-1], strict=True)):
+    for i, head in enumerate(pieces.exits):
         graph = add(head, f"exits/exit_{i}.onnx")
-        exits.append(Exit(depth=depth, logits=graph.outputs[0], graph=graph))
-    return (*exits, Exit(depth=pieces.depths[-1], logits=graphs[-1].outputs[0], graph=None))
+        exits.append(Exit(logits=graph.outputs[0], graph=graph))
+    return (*exits, Exit(logits=graphs[-1].outputs[0], graph=None))
 
 
 def _codecs(net: MultiExit, graphs: Sequence[Graph], add: Any) -> tuple[Codec, ...]:

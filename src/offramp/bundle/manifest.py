@@ -8,8 +8,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from offramp.config import Config
+
 __all__ = [
     "FORMAT",
+    "NAME_PATTERN",
     "Codec",
     "Exit",
     "Graph",
@@ -24,6 +27,8 @@ __all__ = [
 ]
 
 FORMAT: Literal[1] = 1
+#: What a bundle may be called on the wire.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
@@ -61,19 +66,20 @@ class Graph(_Part):
 
 
 class Stage(_Part):
-    """The part of the network between two cuts; `density` is the kept fraction of its weights."""
+    """The part of the network between two cuts.
+
+    `density` is the kept fraction of its weights. `depth` is ℓ: convolution and linear layers on the longest
+    path from the input to the cut behind it, heads of exits not counted.
+    """
 
     graph: Graph
+    depth: Count
     density: Annotated[float, Field(gt=0, le=1)]
 
 
 class Exit(_Part):
-    """A classifier fed by a cut; the last exit is the network's own output and has no graph.
+    """A classifier fed by a cut; the last exit is the network's own output and has no graph."""
 
-    `depth` is ℓ: convolution and linear layers on the path to the exit, its own head not counted.
-    """
-
-    depth: Count
     logits: TensorSpec
     graph: Graph | None
 
@@ -87,7 +93,7 @@ class Codec(_Part):
     decoder: Graph
 
 
-class Preprocessing(_Part):
+class Preprocessing(Config):
     """How an image becomes the network's input: resize, then (pixel·scale − mean) / std per channel."""
 
     color: Literal["grey", "rgb"]
@@ -119,7 +125,7 @@ class Manifest(_Part):
     """What a bundle holds. Stage i runs from cut i−1 to cut i; exit i is fed by cut i."""
 
     format: Literal[1] = FORMAT
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=NAME_PATTERN)
     classes: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
     input: TensorSpec

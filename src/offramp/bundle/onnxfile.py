@@ -16,7 +16,7 @@ _Field = descriptor_pb2.FieldDescriptorProto
 #: message → field → (number, "one" or "many", message or "int")
 _SCHEMA = {
     "Model": {"graph": (7, "one", "Graph"), "functions": (25, "many", "Function")},
-    "Function": {"node": (7, "many", "Node")},
+    "Function": {"node": (7, "many", "Node"), "attribute_proto": (11, "many", "Attribute")},
     "Graph": {
         "node": (1, "many", "Node"),
         "initializer": (5, "many", "Tensor"),

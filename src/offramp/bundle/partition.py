@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import onnx
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, shape_inference
-from onnx.utils import Extractor
 
 from offramp.bundle.manifest import Graph, TensorSpec
 from offramp.errors import ExportError
@@ -53,7 +51,7 @@ def partition(
         final: The name of the network's own output.
 
     Returns:
-        One stage more than cuts, an exit per cut, and the depth ℓ of every exit, the last included.
+        One stage more than cuts, an exit per cut, and the depth ℓ at the end of every stage.
 
     Raises:
         ExportError: A name that the graph does not have, or a cut that does not separate it.
@@ -63,13 +61,13 @@ def partition(
         raise ExportError(f"the graph takes {len(source)} inputs ({', '.join(source)}); one is supported")
     if len(exits) != len(cuts):
         raise ExportError(f"{len(cuts)} cuts need as many exits (None for none), not {len(exits)}")
-    extractor = Extractor(model)
+    cutter = _Cutter(model)
     edges = [source, *[list(cut) for cut in cuts], [final]]
     stages = tuple(
-        _extract(extractor, begin, end, f"stage {i}") for i, (begin, end) in enumerate(itertools.pairwise(edges))
+        cutter.piece(begin, end, f"stage {i}") for i, (begin, end) in enumerate(itertools.pairwise(edges))
     )
     heads = tuple(
-        None if name is None else _extract(extractor, cut, [name], f"exit {i}")
+        None if name is None else cutter.piece(cut, [name], f"exit {i}")
         for i, (cut, name) in enumerate(zip(edges[1:-1], exits, strict=True))
     )
     depth = _depths(model)
@@ -129,24 +127,81 @@ def describe(model: ModelProto, file: str, content: bytes, sha256: str) -> Graph
     )
 
 
-def _extract(extractor: Extractor, inputs: Sequence[str], outputs: Sequence[str], what: str) -> ModelProto:
-    try:
-        piece = extractor.extract_model(list(inputs), list(outputs))
-    except (KeyError, ValueError, onnx.checker.ValidationError) as error:
-        raise ExportError(f"cannot extract {what} ({inputs} → {outputs}): {error}") from error
-    known = {i.name for i in piece.graph.input} | {t.name for t in piece.graph.initializer}
-    made = {name for node in piece.graph.node for name in node.output}
-    for node in piece.graph.node:
-        for name in node.input:
-            if name and name not in known and name not in made:
+class _Cutter:
+    """Takes pieces out of a graph, between named tensors."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._model = model
+        self._makers = {name: node for node in model.graph.node for name in node.output if name}
+        self._weights = {t.name: t for t in model.graph.initializer}
+        graph = model.graph
+        self._values = {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
+        #: What depends on the graph's input; anything else is constant and may stand in several pieces.
+        self._live = {i.name for i in graph.input}
+        for node in graph.node:  # ONNX keeps nodes in topological order
+            if self._live.intersection(_needs(node)):
+                self._live.update(node.output)
+
+    def piece(self, inputs: Sequence[str], outputs: Sequence[str], what: str) -> ModelProto:
+        """The part of the graph that computes `outputs` from `inputs` alone."""
+        missing = [name for name in (*inputs, *outputs) if name not in self._values]
+        if missing:
+            raise ExportError(
+                f"{what}: the graph has no tensor {', '.join(missing)}, or does not say its type and shape"
+            )
+        earlier = self._ancestors(inputs)
+        found: set[str] = set()
+        waiting = list(outputs)
+        while waiting:
+            name = waiting.pop()
+            if name in found or name in inputs:
+                continue
+            if name in self._live and (name in earlier or name not in self._makers):
                 raise ExportError(
                     f"{what} needs the tensor {name!r} besides {', '.join(inputs)}: the cut does not separate "
                     "the graph; let that tensor cross too, or cut elsewhere"
                 )
-    loose = [name for name in outputs if name not in made]
-    if loose:
-        raise ExportError(f"{what}: the graph computes no tensor {', '.join(loose)} from {', '.join(inputs)}")
-    return piece
+            found.add(name)
+            if name in self._makers:
+                waiting += _needs(self._makers[name])
+        loose = [name for name in outputs if name not in self._makers or name in inputs]
+        if loose:
+            raise ExportError(f"{what}: the graph computes no tensor {', '.join(loose)} from {', '.join(inputs)}")
+        piece = ModelProto()
+        piece.CopyFrom(self._model)
+        graph = piece.graph
+        for part in ("node", "initializer", "value_info", "input", "output"):
+            graph.ClearField(part)
+        graph.node.extend(n for n in self._model.graph.node if found.intersection(n.output))
+        graph.initializer.extend(t for name, t in self._weights.items() if name in found)
+        inner = found.difference(outputs, self._weights)
+        graph.value_info.extend(v for v in self._model.graph.value_info if v.name in inner)
+        graph.input.extend(self._values[name] for name in inputs)
+        graph.output.extend(self._values[name] for name in outputs)
+        return piece
+
+    def _ancestors(self, names: Sequence[str]) -> set[str]:
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            maker = self._makers.get(waiting.pop())
+            fresh = [] if maker is None else [n for n in _needs(maker) if n not in found]
+            found.update(fresh)
+            waiting += fresh
+        return found
+
+
+def _needs(node: NodeProto) -> list[str]:
+    """The tensors that a node reads, those that its branches and bodies take from outside included."""
+    names = [name for name in node.input if name]
+    for attribute in node.attribute:
+        for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            own = {v.name for v in body.input} | {t.name for t in body.initializer}
+            for inner in body.node:
+                names += [name for name in _needs(inner) if name not in own]
+                own.update(inner.output)
+            names += [v.name for v in body.output if v.name not in own]
+    return names
 
 
 def _depths(model: ModelProto) -> dict[str, int]:
@@ -157,8 +212,8 @@ def _depths(model: ModelProto) -> dict[str, int]:
         layer = node.op_type in ("Conv", "Gemm") or (
             node.op_type == "MatMul" and any(name in weights for name in node.input)
         )
-        here = max((depth.get(name, 0) for name in node.input), default=0) + int(layer)
-        depth.update(dict.fromkeys(node.output, here))
+        here = max((depth.get(name, 0) for name in _needs(node)), default=0) + int(layer)
+        depth.update((name, here) for name in node.output if name)
     return depth
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import ConfigError
+from offramp.evalmode import eval_mode
 from offramp.exits.calibration import Calibration, calibrate_logits
 from offramp.exits.network import MultiExit
 
@@ -43,22 +44,17 @@ def evaluate(net: MultiExit, loader: Iterable[Sequence[Tensor]]) -> Evaluation:
     Raises:
         ConfigError: A loader without batches.
     """
-    was_training = net.training
-    net.eval()
     logits: list[list[Tensor]] = []
     labels: list[Tensor] = []
     lows: list[list[float]] = []
     highs: list[list[float]] = []
-    try:
-        with torch.inference_mode():
-            for x, y in loader:
-                features, outputs = net.forward_features(x)
-                logits.append([z.float().cpu() for z in outputs])
-                labels.append(y.cpu())
-                lows.append([float(t.min()) for t in (x, *features)])
-                highs.append([float(t.max()) for t in (x, *features)])
-    finally:
-        net.train(was_training)
+    with eval_mode(net), torch.inference_mode():
+        for x, y in loader:
+            features, outputs = net.forward_features(x)
+            logits.append([z.float().cpu() for z in outputs])
+            labels.append(y.cpu())
+            lows.append([float(t.min()) for t in (x, *features)])
+            highs.append([float(t.max()) for t in (x, *features)])
     if not labels:
         raise ConfigError("the loader gives no batches")
     ranges = zip(np.min(lows, axis=0).tolist(), np.max(highs, axis=0).tolist(), strict=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import ConfigError, LayerNameError
+from offramp.evalmode import eval_mode
 
 if TYPE_CHECKING:
     from offramp.exits.calibration import Calibration
@@ -22,6 +23,8 @@ class _Taps:
 
     def __init__(self) -> None:
         self.features: dict[str, Tensor] = {}
+        #: Only while the network that owns the taps runs: the model may also be used alone, or by another one.
+        self.recording = False
 
 
 class _Tap:
@@ -34,6 +37,8 @@ class _Tap:
         self.name, self.taps = name, taps
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self.taps.recording:
+            return
         if not isinstance(output, Tensor):
             raise ConfigError(f"submodule {self.name!r} gives a {type(output).__name__}; an exit needs one tensor")
         if self.name in self.taps.features:
@@ -79,14 +84,8 @@ class MultiExit(nn.Module):
 
     def materialise(self, example_input: Tensor) -> None:
         """Runs one batch without learning from it, so that every head knows its sizes."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            with torch.no_grad():
-                self(example_input)
-        finally:
-            for module, training in modes:
-                module.training = training
+        with eval_mode(self), torch.no_grad():
+            self(example_input)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """The logits of every exit in order, the model's own last; each (N, classes)."""
@@ -94,7 +93,7 @@ class MultiExit(nn.Module):
 
     def forward_features(self, *args: Any, **kwargs: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The features that feed the early exits (the cuts), and the logits of every exit."""
-        self._taps.features.clear()
+        self._taps.recording = True
         try:
             last = self.model(*args, **kwargs)
             seen = tuple(self._taps.features)
@@ -107,6 +106,7 @@ class MultiExit(nn.Module):
                 )
             features = tuple(self._taps.features.values())
         finally:
+            self._taps.recording = False
             self._taps.features.clear()
         logits = (*(head(f) for head, f in zip(self.heads, features, strict=True)), last)
         return features, logits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,11 +65,22 @@ class MultiExitModule(L.LightningModule):
             self.log(f"exit_{i}", right, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(y))
 
     def configure_optimizers(self) -> Any:
-        """AdamW under a one-cycle schedule."""
+        """AdamW under a one-cycle schedule over the whole training, resumed or not."""
         optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.lr, total_steps=steps)
+        steps = self.trainer.estimated_stepping_batches
+        # A plain function, so that no checkpoint brings an older number of steps back.
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _one_cycle(step / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _one_cycle(progress: float) -> float:
+    """The share of the peak learning rate: up from 1/25 over the first 30 %, then down to 1/10,000."""
+    warm = 0.3
+    if progress < warm:
+        begin, end, part = 1 / 25, 1.0, progress / warm
+    else:
+        begin, end, part = 1.0, 1e-4, min(1.0, (progress - warm) / (1 - warm))
+    return end + (begin - end) * (1 + math.cos(math.pi * part)) / 2
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ class CostModel:
     alone costs o.
 
     Attributes:
-        depths: ℓ per exit, the last exit's last.
+        depths: ℓ at the end of every stage, which is that of its exit.
         gamma: γ, the cost per layer.
         offload: o, the cost of offloading.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from offramp.errors import ActionError
 from offramp.policy.base import Action, Context, Policy
 
 __all__ = ["RandomArm"]
@@ -25,5 +26,7 @@ class RandomArm(Policy):
 
     def choose(self, context: Context) -> Action:
         """A random arm."""
+        if not context.arms:
+            raise ActionError("a random arm needs a split with an exit, or the last stage on the edge")
         k = self._rng.choice(context.arms)
         return Action(k, context.gate(k), context.mode_at(k))

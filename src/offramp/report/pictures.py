@@ -16,6 +16,7 @@ __all__ = ["accuracy_against_cost", "choices_over_time", "exit_shares", "latency
 
 #: Exits and splits from shallow to deep (viridis), and what is sent as it is.
 _DEPTH_COLOURS = ("#35b779", "#31688e", "#440154", "#fde725", "#90d743", "#21918c")
+_LEARNER_COLOUR = "#d1495b"
 _PART_COLOURS = {"edge": "#31688e", "link": "#c9cdd2", "server": "#35b779"}
 
 
@@ -25,7 +26,8 @@ def accuracy_against_cost(rows: Sequence[Row]) -> str:
     shown = sorted((row for row in rows if row.accuracy is not None), key=lambda r: (r.cost, r.accuracy or 0))
     for i, row in enumerate(shown):
         accuracy = 100 * (row.accuracy or 0.0)
-        axes.plot(row.cost, accuracy, "o", color="#31688e" if "splitee" not in row.name else "#d1495b", ms=7)
+        colour = _LEARNER_COLOUR if "splitee" in row.name.lower() else _PART_COLOURS["edge"]
+        axes.plot(row.cost, accuracy, "o", color=colour, ms=7)
         offset = (0, 9) if i % 2 == 0 else (0, -16)  # neighbours' names stand above and below in turn
         axes.annotate(row.name, (row.cost, accuracy), offset, textcoords="offset points", fontsize=8, ha="center")
     axes.margins(0.14, 0.25)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import ConfigError
-from offramp.runtime.edge import Result
+from offramp.runtime.result import Result
 from offramp.tables import bytes_text, table_text
 
 __all__ = ["LatencyRow", "Row", "rows_table", "summarise"]

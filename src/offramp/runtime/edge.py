@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,88 +18,29 @@ from offramp.bundle.preprocessing import preprocess
 from offramp.errors import (
     ActionError,
     ConfigError,
+    DeadlineError,
     InputError,
     ProtocolError,
     ServerError,
     StageError,
 )
-from offramp.policy.base import Action, Context, Observation, Policy
+from offramp.policy.base import Action, Context, Policy
 from offramp.policy.cost import CostModel
 from offramp.policy.fixed import EdgeOnly
 from offramp.runtime.breaker import CircuitBreaker
 from offramp.runtime.gate import Belief, Gate
+from offramp.runtime.result import Latency, Result, Status, Where
 from offramp.runtime.sources import Broken
 from offramp.runtime.stages import Stages, check_tensor
 from offramp.runtime.tail import Channel, TailReply, TailRequest, tail_name
+from offramp.runtime.trip import Trip
 
-__all__ = ["Edge", "Latency", "Result"]
+__all__ = ["Edge"]
 
 Array = NDArray[np.generic]
 
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds from input to answer, and where they went; `link` is all that is not computing."""
-
-    total: float
-    edge: float
-    link: float
-    server: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """The one result of one input.
-
-    Attributes:
-        index: The input's place in the run.
-        status: "ok"; "degraded" if an offload brought no answer and the edge answered as well as it could;
-            "failed" without an answer.
-        label: The class index.
-        class_name: The class's name, where the bundle has names.
-        confidence: The label's probability, after the exit's temperature.
-        probabilities: (classes,).
-        exit: The exit that answered.
-        where: "edge" or "server".
-        latency_ms: Milliseconds by part.
-        payload_bytes: Bytes of the tensors that were sent.
-        action: What the policy chose.
-        cost: What was paid.
-        error: Why it is degraded or failed.
-    """
-
-    index: int
-    status: Literal["ok", "degraded", "failed"]
-    label: int | None = None
-    class_name: str | None = None
-    confidence: float | None = None
-    probabilities: tuple[float, ...] | None = None
-    exit: int | None = None
-    where: Literal["edge", "server"] | None = None
-    latency_ms: Latency = Latency(0.0, 0.0, 0.0, 0.0)
-    payload_bytes: int = 0
-    action: Action | None = None
-    cost: float = 0.0
-    error: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as JSON values."""
-        return asdict(self)
-
-
-@dataclass
-class _Trip:
-    """One input on its way."""
-
-    start: float
-    tensors: list[Array]
-    stage: int = -1
-    edge_ms: float = 0.0
-    server_ms: float = 0.0
-    link_ms: float = 0.0
-    payload_bytes: int = 0
-    sent: bool = False
-    error: str | None = None
+#: How late an answer may be and still count: no timer is exact.
+LATE_MS = 10.0
 
 
 class Edge:
@@ -148,7 +89,7 @@ class Edge:
         self._stages = Stages(self.bundle, threads=threads, slowdown=slowdown, clock=clock, sleep=sleep)
         self._gate = Gate(self.bundle.tuning)
         held, last = self.bundle.held, self._manifest.last
-        depths = tuple(0 if e is None else e.depth for e in self._manifest.exits)
+        depths = tuple(stage.depth for stage in self._manifest.stages)
         self.context = Context(
             splits=tuple(range(-1, held)) if server is not None else (held - 1,),
             exits=tuple(i for i in range(min(held, last)) if self._manifest.exits[i] is not None),
@@ -199,39 +140,22 @@ class Edge:
             ActionError: The policy chose what this edge cannot do.
             StageError: ONNX Runtime failed.
         """
-        start = self._clock()
-        trip = _Trip(start, [self._prepared(x)])
+        trip = Trip(self._clock(), [self._prepared(x)])
         action = self.policy.choose(self.context)
         self._check_action(action)
-        beliefs: dict[int, Belief] = {}
-        answer = self._along(trip, action, beliefs)
-        where: Literal["edge", "server"] = "edge"
-        status: Literal["ok", "degraded", "failed"] = "ok"
+        answer = self._along(trip, action)
+        where: Where = "edge"
+        status: Status = "ok"
         if answer is None:
-            answer = self._offload(trip, action, beliefs)
-            where = "server"
-            if answer is None:
-                answer, where = self._fall_back(trip, beliefs), "edge"
-                status = "failed" if answer is None else "degraded"
-        total = (self._clock() - start) * 1e3
+            answer, where = self._offload(trip, action), "server"
+        if answer is None:
+            answer, where = self._fall_back(trip), "edge"
+            status = "failed" if answer is None else "degraded"
+        total_ms = self._spent_ms(trip)
         cost = self.context.cost.paid(trip.stage, trip.sent)
-        belief = None if answer is None else beliefs[answer]
-        seen_here = {i: b.confidence for i, b in beliefs.items() if i <= trip.stage}
-        final = beliefs.get(self.context.last)
-        self.policy.update(
-            action,
-            Observation(
-                confidences=seen_here,
-                final_confidence=None if final is None else final.confidence,
-                exit=answer,
-                confidence=0.0 if belief is None else belief.confidence,
-                offloaded=trip.sent,
-                failed=trip.error is not None,
-                cost=cost,
-                latency_ms=total,
-                payload_bytes=trip.payload_bytes,
-            ),
-        )
+        self.policy.update(action, trip.observation(answer, self.context.last, total_ms, cost))
+        latency = Latency(total_ms, trip.edge_ms, trip.link_ms, trip.server_ms)
+        belief = None if answer is None else trip.beliefs[answer]
         names = self._manifest.classes
         return Result(
             index=index,
@@ -241,8 +165,8 @@ class Edge:
             confidence=None if belief is None else belief.confidence,
             probabilities=None if belief is None else tuple(belief.probabilities.tolist()),
             exit=answer,
-            where=None if answer is None else where,
-            latency_ms=Latency(total, trip.edge_ms, trip.link_ms, trip.server_ms),
+            where=None if belief is None else where,
+            latency_ms=latency,
             payload_bytes=trip.payload_bytes,
             action=action,
             cost=cost,
@@ -252,7 +176,10 @@ class Edge:
     def _prepared(self, x: Any) -> Array:
         if isinstance(x, Broken):
             raise InputError(x.reason)
-        array = np.asarray(x)
+        try:
+            array = np.asarray(x)
+        except ValueError as error:
+            raise InputError(f"the input is no array: {error}") from error
         spec, images = self._manifest.input, self._manifest.preprocessing
         if array.dtype == np.uint8 and spec.dtype != "uint8" and images is not None:
             return preprocess(array[None], images)
@@ -267,40 +194,44 @@ class Edge:
                 f"{', '.join(map(str, self.context.splits))}"
                 + ("" if self._server is not None else " (it has no server)")
             )
+        here = (*self.context.exits, self.context.last)
         unknown = [e for e in action.watch if e not in self.context.exits or e > action.split]
-        unknown += [e for e in action.exits if e <= action.split and e not in self.context.exits]
+        unknown += [e for e in action.exits if e > self.context.last or (e <= action.split and e not in here)]
         if unknown:
             raise ActionError(
                 f"{self.policy.name} chose exits {unknown} at split {action.split}; this edge can evaluate "
                 f"{', '.join(map(str, self.context.exits)) or 'none'}"
             )
 
-    def _along(self, trip: _Trip, action: Action, beliefs: dict[int, Belief]) -> int | None:
+    def _along(self, trip: Trip, action: Action) -> int | None:
         """Stages up to the split; gives the exit that answers, if one does."""
         for i in range(action.split + 1):
             self._step(trip)
             if i == self.context.last:
-                beliefs[i] = self._gate.belief(i, trip.tensors[0][0])
                 return i
             if i in action.exits or i in action.watch:
                 belief = self._evaluate(trip, i, trip.tensors)
-                beliefs[i] = belief
                 if i in action.exits and self._gate.passes(i, belief.confidence, self.policy.alpha):
                     return i
         return None
 
-    def _step(self, trip: _Trip) -> None:
+    def _step(self, trip: Trip) -> None:
         trip.tensors, spent = self._stages.stage(trip.stage + 1, trip.tensors)
         trip.stage += 1
         trip.edge_ms += spent
         self.stage_ms[trip.stage] += 0.1 * (spent - self.stage_ms[trip.stage])
+        if trip.stage == self.context.last:
+            trip.beliefs[trip.stage] = self._gate.belief(trip.stage, trip.tensors[0][0])
+        elif trip.stage in self.context.exits:
+            trip.kept = (trip.stage, trip.tensors)
 
-    def _evaluate(self, trip: _Trip, index: int, tensors: list[Array]) -> Belief:
+    def _evaluate(self, trip: Trip, index: int, tensors: list[Array]) -> Belief:
         logits, spent = self._stages.exit(index, tensors)
         trip.edge_ms += spent
-        return self._gate.belief(index, logits[0])
+        trip.beliefs[index] = self._gate.belief(index, logits[0])
+        return trip.beliefs[index]
 
-    def _offload(self, trip: _Trip, action: Action, beliefs: dict[int, Belief]) -> int | None:
+    def _offload(self, trip: Trip, action: Action) -> int | None:
         """Sends the cut; gives the exit that answered on the server, or None with the trip's error set."""
         if self._server is None:
             trip.error = "no server"
@@ -317,64 +248,69 @@ class Edge:
             digest=self.bundle.digest,
             final=not any(e > action.split for e in action.exits),
         )
-        left_ms = self.deadline_ms - (self._clock() - trip.start) * 1e3 - self._way_back_ms(trip, beliefs)
+        left_ms = self.deadline_ms - self._spent_ms(trip) - self._reserve_ms(trip)
         if left_ms <= 0:
+            trip.reserved = -1
             trip.error = f"no time left of {self.deadline_ms:g} ms to ask the server"
             return None
         trip.sent, trip.payload_bytes = True, sum(t.nbytes for t in packed)
         sent = self._clock()
         try:
             reply = self._server.infer(request, left_ms / 1e3)
-            exit_index, belief = self._read_reply(trip.stage, reply)
+            waited = (self._clock() - sent) * 1e3
+            if waited > left_ms + LATE_MS:
+                raise DeadlineError(f"the answer came after {waited:.0f} ms, {left_ms:.0f} ms were left")
+            exit_index = self._read_reply(trip, reply)
         except (ServerError, InputError, StageError) as error:
             self.breaker.failed()
             trip.error = str(error)
             trip.link_ms = (self._clock() - sent) * 1e3
             return None
         self.breaker.succeeded()
-        waited = (self._clock() - sent) * 1e3
-        trip.server_ms = min(reply.server_ms or 0.0, waited)
+        said = reply.server_ms or 0.0
+        trip.server_ms = min(max(said, 0.0), waited) if math.isfinite(said) else 0.0
         trip.link_ms = waited - trip.server_ms
-        beliefs[exit_index] = belief
         return exit_index
 
-    def _read_reply(self, stage: int, reply: TailReply) -> tuple[int, Belief]:
+    def _read_reply(self, trip: Trip, reply: TailReply) -> int:
         last, logits, exits = self.context.last, reply.logits, reply.exits
         exit_index = last if exits is None or len(exits) == 0 else int(exits[0])
         shape = (1, *self._manifest.final_exit().logits.shape)
-        if logits.shape != shape or not np.isfinite(logits).all() or not stage < exit_index <= last:
+        possible = trip.stage < exit_index <= last and self._manifest.exits[exit_index] is not None
+        if logits.shape != shape or not np.isfinite(logits).all() or not possible:
             raise ProtocolError(
                 f"the server answered with logits of shape {logits.shape} from exit {exit_index}; expected "
-                f"finite ones of shape {shape} from an exit after {stage}"
+                f"finite ones of shape {shape} from an exit after {trip.stage}"
             )
-        return exit_index, self._gate.belief(exit_index, logits[0])
+        trip.beliefs[exit_index] = self._gate.belief(exit_index, logits[0])
+        return exit_index
 
-    def _way_back_ms(self, trip: _Trip, beliefs: dict[int, Belief]) -> float:
-        """What the edge would need to reach an exit, if the server brought no answer."""
-        if beliefs or trip.stage in self.context.exits:
+    def _spent_ms(self, trip: Trip) -> float:
+        return (self._clock() - trip.start) * 1e3
+
+    def _reserve_ms(self, trip: Trip) -> float:
+        """The time to keep back for reaching an exit here, should the server bring no answer."""
+        if trip.beliefs or trip.kept is not None:
             return 0.0
-        reachable = [i for i in (*self.context.exits, self.context.last) if trip.stage < i < self.bundle.held]
-        return sum(self.stage_ms[trip.stage + 1 : reachable[0] + 1]) if reachable else 0.0
+        ahead = [i for i in (*self.context.exits, self.context.last) if trip.stage < i < self.bundle.held]
+        if not ahead:
+            return 0.0
+        trip.reserved = ahead[0]
+        return sum(self.stage_ms[trip.stage + 1 : ahead[0] + 1])
 
-    def _fall_back(self, trip: _Trip, beliefs: dict[int, Belief]) -> int | None:
+    def _fall_back(self, trip: Trip) -> int | None:
         """Goes on through the stages held while time allows; gives the deepest exit reached."""
-        kept = {trip.stage: trip.tensors}
         while trip.stage + 1 < self.bundle.held:
-            spent = (self._clock() - trip.start) * 1e3
-            if spent + self.stage_ms[trip.stage + 1] > self.deadline_ms:
+            following = trip.stage + 1
+            in_time = self._spent_ms(trip) + self.stage_ms[following] <= self.deadline_ms
+            if not in_time and following > trip.reserved:  # a timer that was a little late costs no answer
                 break
             self._step(trip)
-            kept[trip.stage] = trip.tensors
-        for i in range(trip.stage, -1, -1):
-            if i == self.context.last:
-                beliefs[i] = self._gate.belief(i, trip.tensors[0][0])
-                return i
-            if i in beliefs:
-                return i
-            if i in self.context.exits and i in kept:
-                beliefs[i] = self._evaluate(trip, i, kept[i])
-                return i
-        return None
+        if self.context.last in trip.beliefs:
+            return self.context.last
+        if trip.kept is not None and trip.kept[0] not in trip.beliefs:
+            self._evaluate(trip, *trip.kept)
+        return max(trip.beliefs, default=None)
 
     def _warm_up(self) -> list[float]:
         """Runs every stage and exit once on zeros, so that the first input is no slower; times them."""

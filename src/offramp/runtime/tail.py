@@ -157,6 +157,10 @@ class Tail:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Stages after `cut`; of a batch, the samples that are sure leave at each exit."""
         last, n = self.bundle.manifest.last, len(tensors[0])
+        if final or cut + 1 == last:  # nobody can leave on the way
+            for i in range(cut + 1, last + 1):
+                tensors, _ = self.stages.stage(i, tensors)
+            return tensors[0].astype(np.float32, copy=False), np.full(n, last, np.int64)
         logits = np.zeros((n, *self.bundle.manifest.final_exit().logits.shape), np.float32)
         exits = np.full(n, last, np.int64)
         going = np.arange(n)
@@ -164,7 +168,7 @@ class Tail:
             tensors, _ = self.stages.stage(i, tensors)
             if i == last:
                 logits[going] = tensors[0]
-            elif not final and self.bundle.manifest.exits[i] is not None:
+            elif self.bundle.manifest.exits[i] is not None:
                 here, _ = self.stages.exit(i, tensors)
                 sure = np.array([self._gate.passes(i, self._gate.belief(i, z).confidence) for z in here])
                 logits[going[sure]], exits[going[sure]] = here[sure], i

@@ -22,7 +22,7 @@ from offramp.errors import (
     ServerUnavailableError,
 )
 from offramp.runtime.tail import TailReply, TailRequest
-from offramp.serving.wire import from_outputs, grpc_options, put_tensors
+from offramp.serving.wire import MAX_PORT, from_outputs, grpc_options, put_tensors
 
 __all__ = ["GrpcChannel", "parse_address"]
 
@@ -38,7 +38,6 @@ _ERRORS: dict[grpc.StatusCode, type[OfframpError]] = {
 #: The client's first bytes on an HTTP/2 connection and an empty SETTINGS frame (RFC 9113 §3.4, §6.5).
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = 4
-_MAX_PORT = 65535
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -48,7 +47,7 @@ def parse_address(address: str) -> tuple[str, int]:
         AddressError: Anything else.
     """
     host, colon, port = address.strip().rpartition(":")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) <= _MAX_PORT or "/" in host:
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) <= MAX_PORT or "/" in host:
         raise AddressError(f"a server's address is HOST:PORT, such as 127.0.0.1:8001, not {address!r}")
     return host.strip("[]"), int(port)
 
@@ -71,7 +70,8 @@ class GrpcChannel:
             *grpc_options(max_message_mb),
             # The circuit breaker spaces the attempts; gRPC's own pause grows to two minutes.
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
+            # In spite of its name this is the time that one attempt to connect may take.
+            ("grpc.min_reconnect_backoff_ms", 5000),
             ("grpc.max_reconnect_backoff_ms", 500),
             # Connections are shared between channels otherwise, their backoff with them.
             ("grpc.use_local_subchannel_pool", 1),

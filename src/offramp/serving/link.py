@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from offramp.errors import ConfigError, PortError
+from offramp.serving.wire import MAX_PORT
 
 __all__ = ["Link", "LinkSettings", "parse_delay", "parse_outage", "parse_rate"]
 
@@ -120,6 +120,9 @@ class Link:
         host: The address to listen on.
         port: The port; 0 takes a free one, see `port`.
         clock: Gives seconds; must not jump. The loop's own if left out.
+
+    Raises:
+        PortError: A port that cannot be.
     """
 
     def __init__(
@@ -131,6 +134,8 @@ class Link:
         port: int = 0,
         clock: Callable[[], float] | None = None,
     ) -> None:
+        if not 0 <= port <= MAX_PORT:
+            raise PortError(f"a port is 0 to {MAX_PORT}, not {port}")
         self.settings, self._to, self._host, self.port = settings, to, host, port
         self._clock = clock
         self._server: asyncio.Server | None = None
@@ -167,21 +172,20 @@ class Link:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         far_out: asyncio.StreamWriter | None = None
+        ways: list[asyncio.Task[None]] = []
         try:
             far_in, far_out = await asyncio.open_connection(*self._to, limit=_CHUNK)
-            ways = (
-                self._pass_on(near_in, far_out, self._up),
-                self._pass_on(far_in, near_out, self._down),
-            )
-            done, rest = await asyncio.wait(
-                [asyncio.ensure_future(way) for way in ways], return_when=asyncio.FIRST_COMPLETED
-            )
-            for way in rest:
-                way.cancel()
-            await asyncio.gather(*done, *rest, return_exceptions=True)
+            ways = [
+                asyncio.create_task(self._pass_on(near_in, far_out, self._up)),
+                asyncio.create_task(self._pass_on(far_in, near_out, self._down)),
+            ]
+            await asyncio.gather(*ways)  # either end may stop sending before the other does
         except (OSError, asyncio.CancelledError):
             pass  # nobody at the far end, or the link is closed: the near end sees its connection close
         finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
             for end in (near_out, far_out):
                 if end is not None:
                     end.close()
@@ -197,16 +201,17 @@ class Link:
                 last = max(last, arrival)  # jitter does not reorder a stream
                 await asyncio.sleep(max(0.0, last - self._now()))
                 if not chunk:
+                    target.write_eof()
                     return
                 target.write(chunk)
                 await target.drain()
 
         delivery = asyncio.ensure_future(deliver())
         try:
-            with contextlib.suppress(ConnectionError):
-                while chunk := await source.read(_CHUNK):
-                    await under_way.put((way.arrival(self._now(), len(chunk)), chunk))
-                await under_way.put((way.arrival(self._now(), 0), b""))
-                await delivery
+            while chunk := await source.read(_CHUNK):
+                await under_way.put((way.arrival(self._now(), len(chunk)), chunk))
+            await under_way.put((way.arrival(self._now(), 0), b""))
+            await delivery
         finally:
             delivery.cancel()
+            await asyncio.gather(delivery, return_exceptions=True)

@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError, ProtocolError
 
-__all__ = ["DATATYPES", "from_outputs", "from_request", "grpc_options", "put_tensors"]
+__all__ = ["DATATYPES", "MAX_PORT", "from_outputs", "from_request", "grpc_options", "put_tensors"]
 
 #: NumPy's name → the protocol's
 DATATYPES = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64"}
 _DTYPES = {theirs: np.dtype(ours).newbyteorder("<") for ours, theirs in DATATYPES.items()}
+MAX_PORT = 65535
+#: By dtype object: looking its name up costs more than all the rest of a small message.
+_NAMES = {np.dtype(ours).newbyteorder("<"): theirs for ours, theirs in DATATYPES.items()}
 _TYPED_FIELDS = {"FP32": "fp32_contents", "INT64": "int64_contents", "UINT8": "uint_contents"}
 
 
@@ -25,11 +28,17 @@ def grpc_options(max_message_mb: int) -> list[tuple[str, int]]:
 
 
 def put_tensors(tensors: Mapping[str, NDArray[np.generic]], described: Any, raw: Any) -> None:
-    """Adds tensors to a message: names, types and shapes to `described`, bytes to `raw`."""
-    for name, tensor in tensors.items():
-        entry = described.add()
-        entry.name, entry.datatype = name, DATATYPES[tensor.dtype.name]
-        entry.shape.extend(tensor.shape)
+    """Adds tensors to a message: names, types and shapes to `described`, bytes to `raw`.
+
+    Raises:
+        InputError: A type that cannot travel; the wire's byte order is little-endian.
+    """
+    for name, given in tensors.items():
+        tensor = given if given.dtype in _NAMES else given.astype(given.dtype.newbyteorder("<"))
+        datatype = _NAMES.get(tensor.dtype)
+        if datatype is None:
+            raise InputError(f"tensor {name!r} is {given.dtype}; {', '.join(DATATYPES)} can travel")
+        described.add(name=name, datatype=datatype, shape=tensor.shape)
         raw.append(tensor.tobytes())
 
 
@@ -62,6 +71,8 @@ def _tensors(described: Sequence[Any], raw: Sequence[bytes]) -> dict[str, NDArra
         raise ValueError(f"{len(raw)} raw contents for {len(described)} tensors")
     found: dict[str, NDArray[np.generic]] = {}
     for i, entry in enumerate(described):
+        if entry.name in found:
+            raise ValueError(f"tensor {entry.name!r} comes twice")
         dtype = _DTYPES.get(entry.datatype)
         if dtype is None:
             raise ValueError(
@@ -81,5 +92,7 @@ def _tensors(described: Sequence[Any], raw: Sequence[bytes]) -> dict[str, NDArra
             values = getattr(entry.contents, _TYPED_FIELDS[entry.datatype])
             if len(values) * dtype.itemsize != wanted:
                 raise ValueError(f"tensor {entry.name!r} of shape {shape} holds {len(values)} values")
+            if entry.datatype == "UINT8" and any(value > 255 for value in values):
+                raise ValueError(f"tensor {entry.name!r} is UINT8 and holds values above 255")
             found[entry.name] = np.asarray(values, dtype).reshape(shape)
     return found

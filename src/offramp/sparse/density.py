@@ -8,6 +8,7 @@ g = gcd(N_left, N_right) and k = 1..g (Capogrosso et al. 2024, arXiv 2407.11763)
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -104,25 +105,27 @@ def nearest_density(
     shape = f"{n_left}→{n_right}"
     g = _common_blocks(n_left, n_right)
     if blocks is not None:
-        if not isinstance(blocks, int) or blocks < 1 or g % blocks:
+        if not _whole(blocks) or blocks < 1 or g % blocks:
             raise DensityError(
                 f"blocks={blocks!r} does not divide gcd({n_left}, {n_right}) = {g}; "
                 f"possible: {_listed(_divisors(g, None))}"
             )
-        counts = [blocks]
+        counts = [int(blocks)]
     else:
-        if not isinstance(max_blocks, int) or max_blocks < 1:
+        if not _whole(max_blocks) or max_blocks < 1:
             raise DensityError(f"max_blocks must be a whole number of at least 1, not {max_blocks!r}")
         counts = _divisors(g, max_blocks)
     candidates = [(min(max(round(asked * n), 1), n), n) for n in counts]
     joined, count = min(candidates, key=lambda kg: (round(abs(kg[0] / kg[1] - asked), 12), kg[1]))
     found = BlockDensity(n_left, n_right, joined, count, asked)
-    if abs(float(found.given) - asked) > TOLERANCE * asked:
+    only_dense = counts == [1] and asked < 1
+    if only_dense or abs(float(found.given) - asked) > TOLERANCE * asked:
         within = f"with {blocks} blocks" if blocks is not None else f"with at most {max_blocks} blocks"
         possible = _listed(sorted({Fraction(k, n) for n in counts for k in range(1, n + 1)}))
+        why = "only 1 is possible" if only_dense else f"the nearest is {found.given}, more than a quarter off"
         raise DensityError(
-            f"density {asked:g} cannot be met by a {shape} layer {within}: the nearest is {found.given}, "
-            f"more than a quarter off. Possible: {possible}. gcd({n_left}, {n_right}) = {g}"
+            f"density {asked:g} cannot be met by a {shape} layer {within}: {why}. Possible: {possible}. "
+            f"gcd({n_left}, {n_right}) = {g}"
         )
     return found
 
@@ -140,12 +143,12 @@ def density_from_d_out(n_left: int, n_right: int, d_out: int) -> BlockDensity:
     """
     g = _common_blocks(n_left, n_right)
     step = n_right // g
-    if isinstance(d_out, bool) or not isinstance(d_out, int) or not 1 <= d_out <= n_right or d_out % step:
+    if not _whole(d_out) or not 1 <= d_out <= n_right or d_out % step:
         raise DensityError(
             f"d_out={d_out!r} is not possible for a {n_left}→{n_right} layer: {n_left}·d_out must be a "
             f"multiple of {n_right}. Possible: {_listed(range(step, n_right + 1, step))}"
         )
-    ratio = Fraction(d_out, n_right)
+    ratio = Fraction(int(d_out), n_right)
     return BlockDensity(n_left, n_right, ratio.numerator, ratio.denominator, float(ratio))
 
 
@@ -153,6 +156,11 @@ def _common_blocks(n_left: int, n_right: int) -> int:
     if n_left < 1 or n_right < 1:
         raise DensityError(f"a layer needs neurons on both sides, not {n_left}→{n_right}")
     return math.gcd(n_left, n_right)
+
+
+def _whole(value: object) -> bool:
+    """Whether this is a whole number, NumPy's included."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _checked(density: float | Fraction) -> float:

@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offramp.errors import ConfigError, DensityError, PatternError
+from offramp.errors import ConfigError, DensityError, InputError, PatternError
 from offramp.sparse.density import nearest_density
 from offramp.sparse.pattern import BlockPattern, Layout, make_pattern
 
 __all__ = ["SparseConv2d", "SparseLinear"]
+
+_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 class _BlockSparse(nn.Module):
@@ -115,6 +117,8 @@ class SparseLinear(_BlockSparse):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in_features) to (..., out_features)."""
         p = self.pattern
+        if x.shape[-1] != p.n_left:
+            raise InputError(f"expected (..., {p.n_left}) features, got shape {tuple(x.shape)}")
         shape = x.shape[:-1]
         # One block per leading index: (blocks, rows, neurons), always a view.
         if p.layout == "contiguous":
@@ -169,7 +173,7 @@ class SparseConv2d(_BlockSparse):
 
     Raises:
         DensityError: A density that these channels do not admit, or groups that do not divide them.
-        ConfigError: An unknown pattern or layout.
+        ConfigError: An unknown pattern, layout or padding mode, or "same" padding with a stride.
     """
 
     def __init__(
@@ -195,6 +199,10 @@ class SparseConv2d(_BlockSparse):
         super().__init__()
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise DensityError(f"groups={groups} does not divide {in_channels} and {out_channels} channels")
+        if padding_mode not in _PADDING_MODES:
+            raise ConfigError(f"padding_mode is one of {', '.join(_PADDING_MODES)}, not {padding_mode!r}")
+        if padding == "same" and _pair(stride) != (1, 1):
+            raise ConfigError(f'padding="same" needs a stride of 1, not {stride}')
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         made = _pattern(in_channels // groups, out_channels // groups, density, pattern, blocks, layout, seed)
         self._set_pattern(made, device)
@@ -215,6 +223,8 @@ class SparseConv2d(_BlockSparse):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, out_channels, H', W')."""
         p = self.pattern
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise InputError(f"expected (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}")
         if p.layout == "strided":
             x = _shuffled(x, self.groups, p.n_left // p.blocks, p.blocks)
         if p.joined > 1:

@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from offramp.errors import DensityError, LayerNameError
+from offramp.config import Config
+from offramp.errors import ConfigError, DensityError, LayerNameError
+from offramp.evalmode import eval_mode
 from offramp.sparse.density import BlockDensity, nearest_density
 from offramp.sparse.layers import SparseConv2d, SparseLinear
 from offramp.sparse.pattern import Layout, make_pattern
@@ -25,7 +27,7 @@ __all__ = ["LayerReport", "SparsityConfig", "SparsityReport", "sparsify_"]
 NARROW = 16
 
 
-class SparsityConfig(BaseModel):
+class SparsityConfig(Config):
     """What `sparsify_` does; survives a JSON round trip.
 
     Attributes:
@@ -39,8 +41,6 @@ class SparsityConfig(BaseModel):
         keep_last: Leave the final classifier dense.
         seed: The first pattern's seed; the following layers take the following numbers.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     density: float = Field(default=0.25, gt=0, le=1)
     overrides: dict[str, float | None] = Field(default_factory=dict)
@@ -148,6 +148,7 @@ def sparsify_(
     Raises:
         DensityError: A layer does not admit its density; the message names the layer and the way out.
         LayerNameError: An override matches no layer.
+        ConfigError: The model is itself one layer.
     """
     config = config or SparsityConfig()
     layers: dict[str, nn.Linear | nn.Conv2d] = {
@@ -156,6 +157,10 @@ def sparsify_(
         if type(m) in (nn.Linear, nn.Conv2d)  # a subclass may do more than its replacement
     }
     wanted = _wanted(layers, config)
+    if model in layers.values() and wanted[""][0] is not None:
+        raise ConfigError(
+            "the model is one layer, which cannot be replaced in place; use SparseLinear or SparseConv2d"
+        )
     places = _output_places(model, layers, example_input)
     rows: list[LayerReport] = []
     replacements: dict[nn.Module, nn.Module] = {}
@@ -166,7 +171,7 @@ def sparsify_(
         if replacement is not None:
             replacements[layer] = replacement
     for parent in list(model.modules()):
-        for child_name, child in parent.named_children():
+        for child_name, child in list(parent._modules.items()):  # named_children leaves out a second mention
             if child in replacements:
                 setattr(parent, child_name, replacements[child])
     return SparsityReport(tuple(rows))
@@ -312,13 +317,10 @@ def _output_places(
             places[name] = places.get(name, 0) + per_sample // int(outputs)
 
         hooks.append(layer.register_forward_hook(hook))
-    was_training = model.training
     try:
-        model.eval()
-        with torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             model(example_input)
     finally:
-        model.train(was_training)
         for handle in hooks:
             handle.remove()
     return places

@@ -1,0 +1,91 @@
+"""The two servers of the round trip, each in a process of its own: ours, and a bare gRPC one to compare with.
+
+`python -m benchmarks.serving.servers ours BUNDLE` and `… bare`; the port is printed, and the process ends with
+its standard input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc as rpc
+
+from offramp.bundle.bundle import Bundle
+from offramp.runtime.stages import Stages
+from offramp.runtime.tail import Tail
+from offramp.serving.server import GrpcServer
+from offramp.serving.wire import grpc_options
+
+__all__ = ["MESSAGE_MB", "POOL", "running"]
+
+MESSAGE_MB = 64
+#: `GrpcServer`'s own pool at its usual settings: one worker, a queue of 64, two threads to spare.
+POOL = 67
+
+
+class _Bare(rpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Returns the payload as it came; asked for the model `answer`, as many bytes as our server's answer has."""
+
+    def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        response = pb.ModelInferResponse(model_name=request.model_name)
+        if request.model_name == "answer":
+            for name, datatype, value in (
+                ("logits", "FP32", np.zeros((1, 10), np.float32)),
+                ("exit", "INT64", np.zeros(1, np.int64)),
+            ):
+                response.outputs.add(name=name, datatype=datatype, shape=value.shape)
+                response.raw_output_contents.append(value.tobytes())
+        else:
+            asked = request.inputs[0]
+            response.outputs.add(name="echo", datatype=asked.datatype, shape=asked.shape)
+            response.raw_output_contents.append(request.raw_input_contents[0])
+        return response
+
+
+@contextlib.contextmanager
+def running(*arguments: str) -> Iterator[str]:
+    """Starts one of the servers; gives its address."""
+    command = [sys.executable, "-m", __spec__.name, *arguments]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        port = process.stdout.readline().strip()
+        if not port:
+            raise RuntimeError(f"{' '.join(arguments)}: the server did not start")
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.stdin.close()
+
+
+def _serve(kind: str, *bundle: str) -> None:
+    if kind == "ours":
+        stages = Stages(Bundle.load(bundle[0]))
+        with GrpcServer(Tail(stages), port=0, max_message_mb=MESSAGE_MB) as ours:
+            _until_input_ends(ours.port)
+        return
+    server = grpc.server(futures.ThreadPoolExecutor(POOL), options=grpc_options(MESSAGE_MB))
+    rpc.add_GRPCInferenceServiceServicer_to_server(_Bare(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    _until_input_ends(port)
+    server.stop(None).wait()
+
+
+def _until_input_ends(port: int) -> None:
+    print(port, flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    _serve(*sys.argv[1:])

@@ -1,0 +1,61 @@
+"""Inputs through an edge with a line of progress and a summary: what `offramp run` shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from offramp.report.rows import rows_table, summarise
+from offramp.runtime.edge import Edge
+from offramp.runtime.result import Result
+from offramp.runtime.sources import read_inputs
+
+__all__ = ["run_files"]
+
+
+def run_files(edge: Edge, files: Sequence[Path], sink: TextIO, console: Console) -> list[Result]:
+    """Runs every input of some files.
+
+    Args:
+        edge: The edge.
+        files: As `find_inputs` gives them.
+        sink: Gets one JSON line per input, at once.
+        console: Gets the progress, and the summary even after a Ctrl-C.
+    """
+    manifest, name = edge.bundle.manifest, edge.policy.name
+    sources: list[str] = []
+    results: list[Result] = []
+
+    def inputs() -> Iterator[Any]:
+        for source, x in read_inputs(files, manifest.input, manifest.preprocessing):
+            sources.append(source)
+            yield x
+
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(name, total=None)
+        worse = 0
+        try:
+            for result in edge.run(inputs()):
+                results.append(result)
+                sink.write(json.dumps({"input": sources[-1], **result.to_dict()}) + "\n")
+                sink.flush()
+                worse += result.status != "ok"
+                progress.update(task, advance=1, description=f"{name}, {worse} degraded or failed")
+        finally:
+            if results:
+                _summary(name, results, console)
+    return results
+
+
+def _summary(name: str, results: Sequence[Result], console: Console) -> None:
+    degraded, failed = (sum(r.status == status for r in results) for status in ("degraded", "failed"))
+    title = f"{len(results)} inputs, {degraded} degraded, {failed} failed"
+    console.print(rows_table([summarise(name, results)], title=title), markup=False, highlight=False)
+    for reason in dict.fromkeys(r.error for r in results if r.error):
+        console.print(f"note: {reason}", markup=False, highlight=False)

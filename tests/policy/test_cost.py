@@ -1,0 +1,36 @@
+import math
+
+import pytest
+
+from offramp.errors import ConfigError
+from offramp.policy.cost import CostModel
+
+#: I-SplitEE's MobileNetV2: exits after layers 3, 6, …, 18 and the final one (PAPERS.md §3)
+PAPER = CostModel(depths=(*(3 * (n + 1) for n in range(6)), 19))
+
+
+def test_the_papers_numbers_at_its_defaults():
+    assert PAPER.paid(0, True) == pytest.approx(0.8)
+    assert PAPER.paid(6, False) == pytest.approx(1.9)
+    assert PAPER.paid(-1, True) == pytest.approx(0.5)
+
+
+def test_offloading_everything_at_the_first_arm_already_saves_57_9_percent():
+    assert 1 - PAPER.paid(0, True) / PAPER.paid(6, False) == pytest.approx(0.579, abs=5e-4)
+
+
+@pytest.mark.parametrize("stage", range(7))
+def test_cost_is_depth_times_gamma_and_offloading_adds_o(stage):
+    model = CostModel(PAPER.depths, gamma=0.25, offload=2.0)
+    assert model.paid(stage, False) == pytest.approx(0.25 * PAPER.depths[stage])
+    assert model.paid(stage, True) == pytest.approx(0.25 * PAPER.depths[stage] + 2.0)
+
+
+def test_nothing_run_and_nothing_sent_is_free():
+    assert PAPER.paid(-1, False) == 0.0
+
+
+@pytest.mark.parametrize("bad", [{"gamma": -0.1}, {"offload": -1}, {"gamma": math.nan}, {"offload": math.nan}])
+def test_negative_costs_are_refused(bad):
+    with pytest.raises(ConfigError, match="at least 0"):
+        CostModel((1, 2), **bad)

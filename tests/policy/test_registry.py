@@ -1,0 +1,89 @@
+import pytest
+
+from offramp.errors import ConfigError
+from offramp.policy.base import Context, Policy
+from offramp.policy.cascade import ThresholdCascade
+from offramp.policy.cost import CostModel
+from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
+from offramp.policy.random import RandomArm
+from offramp.policy.registry import POLICIES, make_policy
+from offramp.policy.splitee import ISplitEE
+
+CONTEXT = Context(
+    splits=(-1, 0, 1, 2),
+    exits=(0, 1),
+    last=2,
+    thresholds=(0.5, 0.5, None),
+    modes={-1: ("float",), 0: ("float",), 1: ("float",)},
+    mode="float",
+    cost=CostModel((1, 2, 3)),
+)
+
+
+@pytest.mark.parametrize("name", [*POLICIES, "split-0", "split-1-all"])
+def test_every_name_makes_a_policy_that_chooses_what_the_context_allows(name):
+    policy = make_policy(name, alpha=0.5, seed=1)
+    assert isinstance(policy, Policy)
+    assert policy.choose(CONTEXT).split in CONTEXT.splits
+    assert make_policy(name) is not make_policy(name)  # a learner is never shared
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("i-splitee", ISplitEE),
+        ("cascade", ThresholdCascade),
+        ("random", RandomArm),
+        ("edge-only", EdgeOnly),
+        ("server-only", ServerOnly),
+        ("split-3", FixedSplit),
+    ],
+)
+def test_names_mean_what_they_say(name, kind):
+    assert type(make_policy(name)) is kind
+
+
+@pytest.mark.parametrize("name", ["i-splitee", "cascade", "random", "split-0"])
+@pytest.mark.parametrize("alpha", [0.25, None])
+def test_alpha_is_handed_on(name, alpha):
+    assert make_policy(name, alpha=alpha).alpha == alpha
+
+
+def test_the_seed_is_handed_on():
+    def draws(seed):
+        policy = make_policy("random", seed=seed)
+        return [policy.choose(CONTEXT).split for _ in range(40)]
+
+    assert draws(1) == draws(1) != draws(2)
+
+
+def test_split_k_with_and_without_gate():
+    assert make_policy("split-1").choose(CONTEXT).exits == (1,)
+    assert make_policy("split-1-all").choose(CONTEXT).exits == ()
+    assert make_policy("split-12").split == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("isplitee", "i-splitee"),
+        ("cascades", "cascade"),
+        ("edge", "edge-only"),
+        ("Server-Only", "server-only"),
+        ("split-x", "split-"),
+        ("split-1-some", "split-1"),
+        ("split--1", "split-"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name, near):
+    with pytest.raises(ConfigError) as caught:
+        make_policy(name)
+    message = str(caught.value)
+    assert repr(name) in message
+    assert near in message.partition("did you mean")[2].partition("?")[0]
+
+
+def test_a_name_like_none_lists_what_there_is():
+    with pytest.raises(ConfigError) as caught:
+        make_policy("qqq")
+    assert all(name in str(caught.value) for name in POLICIES)

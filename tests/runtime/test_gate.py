@@ -1,0 +1,49 @@
+import math
+
+import numpy as np
+import pytest
+
+from offramp.bundle.manifest import Tuning
+from offramp.runtime.gate import Gate
+
+GATE = Gate(Tuning(temperatures=(1.0, 2.0, None), thresholds=(0.5, 0.9, None)))
+
+
+@pytest.mark.parametrize(("exit_index", "temperature"), [(0, 1.0), (1, 2.0), (2, 1.0)])
+def test_belief_is_the_softmax_at_the_exits_temperature(exit_index, temperature):
+    logits = np.array([0.5, 3.0, -1.0], np.float32)
+    belief = GATE.belief(exit_index, logits)
+    powers = [math.exp(float(z) / temperature) for z in logits]
+    assert belief.probabilities == pytest.approx([p / sum(powers) for p in powers])
+    assert belief.label == 1
+    assert belief.confidence == belief.probabilities[1]
+
+
+def test_huge_logits_do_not_overflow():
+    belief = GATE.belief(0, np.array([3e38, -3e38], np.float32))
+    assert belief.probabilities.tolist() == [1.0, 0.0]
+
+
+def test_of_equal_logits_the_first_label():
+    assert GATE.belief(0, np.zeros(4, np.float32)).label == 0
+
+
+@pytest.mark.parametrize(
+    ("exit_index", "confidence", "alpha", "passes"),
+    [
+        (0, 0.5, None, True),  # reaching the threshold is enough
+        (0, math.nextafter(0.5, 0), None, False),
+        (1, 0.8, None, False),
+        (1, 0.8, 0.8, True),  # alpha goes before the threshold
+        (1, math.nextafter(0.8, 0), 0.8, False),
+        (0, 0.1, 0.0, True),
+        (2, 1.0, None, False),  # no threshold: nothing leaves here
+        (2, 1.0, 1.0, True),
+    ],
+)
+def test_passes(exit_index, confidence, alpha, passes):
+    assert GATE.passes(exit_index, confidence, alpha) is passes
+
+
+def test_a_threshold_above_one_keeps_everything():
+    assert not Gate(Tuning(temperatures=(1.0,), thresholds=(2.0,))).passes(0, 1.0)

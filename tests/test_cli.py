@@ -1,0 +1,325 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from offramp.cli import main
+from offramp.serving.process import running
+
+COMMANDS = ("demo", "train", "inspect", "profile", "serve", "run", "link", "export")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def offramp(*arguments: object) -> Done:
+    """Runs a command line within this process: the same entry point, without the start of an interpreter."""
+    out, err = io.StringIO(), io.StringIO()
+    handler = signal.getsignal(signal.SIGTERM)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", ["offramp", *map(str, arguments)])
+        patch.setenv("COLUMNS", "160")
+        try:
+            main()
+        except SystemExit as left:
+            return Done(left.code or 0, out.getvalue(), err.getvalue())
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    raise AssertionError("a command line ends with an exit code")
+
+
+def assert_clear_error(done: Done, code: int, *words: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.fixture(scope="module")
+def served(digits_bundle):
+    with running(["serve", str(digits_bundle), "--grpc-port", "0"]) as address:
+        yield address
+
+
+@pytest.fixture
+def images(tmp_path, digit_images) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, pixels in enumerate(digit_images[0][:5]):
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def lines(done: Done) -> list[dict]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_help_names_every_command_and_teaches():
+    done = offramp("--help")
+    assert done.returncode == 0
+    for command in COMMANDS:
+        assert command in done.stdout
+    for command in COMMANDS:
+        assert len(offramp(command, "--help").stdout.splitlines()) > 5
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "offramp", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("offramp ")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["run"], ["serve"], ["link", "--listen", "70000", "--to", "a:1"]]
+)
+def test_misuse_is_exit_code_2(arguments):
+    assert_clear_error(offramp(*arguments), 2)
+
+
+def test_inspect(digits_bundle):
+    facts = json.loads(offramp("inspect", digits_bundle, "--json").stdout)
+    assert len(facts["stages"]) == 3
+    assert facts["stages"][0]["modes"]["float"] == 4 * facts["stages"][0]["modes"]["uint8"]
+    table = offramp("inspect", digits_bundle).stdout
+    assert facts["digest"][:16] in table
+    assert "the last" in table
+
+
+def test_run_writes_one_line_per_input_in_order_and_a_summary(digits_bundle, images, served):
+    done = offramp("run", digits_bundle, images, "--server", served, "--policy", "i-splitee")
+    assert done.returncode == 0, done.stderr
+    found = lines(done)
+    assert [Path(line["input"]).name for line in found] == [f"{i}.png" for i in range(5)]
+    assert [line["index"] for line in found] == list(range(5))
+    assert all(line["status"] == "ok" and line["action"] and line["cost"] > 0 for line in found)
+    assert "5 inputs, 0 degraded, 0 failed" in done.stderr
+
+
+def test_run_takes_images_pixels_and_inputs_alike(tmp_path, digits_bundle, digit_images, images):
+    np.save(tmp_path / "pixels.npy", digit_images[0][:5])
+    np.savez(tmp_path / "floats.npz", x=(digit_images[0][:5, None] / np.float32(255)).astype(np.float32))
+    sources = [images, tmp_path / "pixels.npy", tmp_path / "floats.npz"]
+    out = tmp_path / "lines.jsonl"
+    done = offramp("run", digits_bundle, *sources, "--policy", "edge-only", "--out", out)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert done.stdout == ""
+    probabilities = [line["probabilities"] for line in found]
+    assert probabilities[:5] == probabilities[5:10]
+    np.testing.assert_allclose(probabilities[10:], probabilities[:5], atol=1e-6)
+
+
+def test_a_broken_input_fails_alone_and_nothing_is_lost(tmp_path, digits_bundle, images):
+    (images / "2.png").write_bytes(b"no image")
+    np.save(tmp_path / "nan.npy", np.full((1, 1, 28, 28), np.nan, np.float32))
+    np.save(tmp_path / "shape.npy", np.zeros((2, 3, 28, 28), np.float32))
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    arrays = [tmp_path / f"{name}.npy" for name in ("nan", "shape", "objects")]
+    done = offramp("run", digits_bundle, images, *arrays, "--policy", "edge-only")
+    assert_clear_error(done, 1, "NaN", "expected float32", "not an image", "not an array")
+    status = [line["status"] for line in lines(done)]
+    assert status == ["ok", "ok", "failed", "ok", "ok", "failed", "failed", "failed", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["run", "{bundle}", "missing.png"], 2, "missing.png"),
+        (["run", "{bundle}", "{text}"], 2, "neither an image nor an array"),
+        (["run", "{bundle}", "{empty}"], 2, "no inputs"),
+        (["run", "{bundle}", "{images}", "--policy", "i-split"], 2, "i-splitee"),
+        (["run", "{bundle}", "{images}", "--policy", "split-9"], 1, "split 9"),
+        (["run", "{bundle}", "{images}", "--server", "nowhere"], 2, "HOST:PORT"),
+        (["run", "{bundle}", "{images}", "--policy", "server-only"], 1, "no server"),
+        (["run", "{empty}", "{images}"], 1, "manifest.json"),
+        (["run", "{bundle}", "{images}", "--out", "{empty}/no/where"], 2, "cannot write"),
+        (["run", "{bundle}", "{images}", "--deadline-ms", "0"], 2, "deadline"),
+        (["inspect", "{text}"], 1, "no bundle directory"),
+        (["profile", "{bundle}", "--server", "127.0.0.1:{closed}"], 1, "127.0.0.1"),
+        (["serve", "{bundle}", "--provider", "abacus"], 2, "available: cpu"),
+        (["link", "--to", "127.0.0.1:9", "--rate", "fast"], 2, "10mbit"),
+        (["link", "--to", "127.0.0.1:9", "--delay", "10"], 2, "10ms"),
+        (["link", "--to", "127.0.0.1:9", "--jitter", "1ms"], 2, "jitter"),
+        (["link", "--to", "127.0.0.1:9", "--outage", "5s"], 2, "5s+2s"),
+        (["link", "--to", "there"], 2, "HOST:PORT"),
+        (["export", "{bundle}", "--edge", "{new}", "--stages", "1..2"], 2, "0..K"),
+        (["export", "{bundle}", "--edge", "{new}", "--stages", "0..7"], 2, "1 to 3"),
+        (["export", "{bundle}", "--edge", "{images}", "--stages", "0..0"], 1, "no bundle"),
+        (["train", "--out", "{new}", "--data", "missing"], 1, "mnist-subset"),
+        (["train", "--out", "{new}", "--data", "{empty}"], 1, "no folders"),
+        (["train", "--out", "{new}", "--kind", "thin"], 2, "narrow"),
+        (["train", "--out", "{new}", "--max-drop", "2"], 2, "max-drop"),
+        (["demo", "--out", "{text}"], 2, "is a file"),
+        (["demo", "--out", "{new}", "--edge-slowdown", "0.5"], 2, "at least 1"),
+        (["demo", "--out", "{new}", "--rate", "0mbit"], 2, "10mbit"),
+    ],
+)
+def test_bad_input_has_a_clear_error(arguments, code, word, tmp_path, digits_bundle, images):
+    text, empty = tmp_path / "text.txt", tmp_path / "empty"
+    text.write_text("text")
+    empty.mkdir()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: nobody answers
+        names = {
+            "bundle": digits_bundle,
+            "images": images,
+            "text": text,
+            "empty": empty,
+            "new": tmp_path / "new",
+            "closed": taken.getsockname()[1],
+        }
+        done = offramp(*(argument.format(**names) for argument in arguments))
+    assert_clear_error(done, code, word)
+    assert not (tmp_path / "new").exists()
+
+
+def test_serve_on_a_port_in_use(digits_bundle, served):
+    port = served.rpartition(":")[2]
+    assert_clear_error(offramp("serve", digits_bundle, "--grpc-port", port), 1, port, "in use")
+
+
+def test_run_refuses_a_server_with_another_digest(tmp_path, digits_bundle, images, served):
+    copy = json.loads((digits_bundle / "manifest.json").read_text())
+    other = tmp_path / "other.bundle"
+    other.mkdir()
+    for part in ("stages", "exits", "codecs"):
+        (other / part).symlink_to(digits_bundle / part)
+    done = offramp("export", digits_bundle, "--edge", other / "copy", "--stages", "0..2")
+    assert done.returncode == 0, done.stderr
+    copy["codecs"] = []  # another set of graphs, so another digest
+    (other / "copy" / "manifest.json").write_text(json.dumps(copy))
+    done = offramp("run", other / "copy", images, "--server", served, "--policy", "split-0")
+    assert_clear_error(done, 1, "digest")
+
+
+def test_edge_copy_runs_with_a_server(tmp_path, digits_bundle, images, served):
+    edge = tmp_path / "edge.bundle"
+    assert "stages 0..0" in offramp("export", digits_bundle, "--edge", edge, "--stages", "0..0").stdout
+    done = offramp("run", edge, images, "--server", served, "--policy", "split-0-all")
+    assert [line["where"] for line in lines(done)] == ["server"] * 5
+
+
+def test_profile_predicts_every_split(digits_bundle, served):
+    facts = json.loads(offramp("profile", digits_bundle, "--server", served, "--runs", "5", "--json").stdout)
+    assert [split["split"] for split in facts["splits"]] == [-1, 0, 1, 2]
+    for split in facts["splits"]:
+        parts = split["edge_ms"] + split["link_ms"] + split["server_ms"]
+        assert split["latency_ms"] == pytest.approx(parts)
+    assert "Predicted latency" in offramp("profile", digits_bundle).stdout
+
+
+def test_link_passes_on_with_a_delay(digits_bundle, images, served):
+    with running(["link", "--to", served, "--delay", "30ms"]) as address:
+        done = offramp("run", digits_bundle, images, "--server", address, "--policy", "server-only")
+    found = lines(done)
+    assert [line["status"] for line in found] == ["ok"] * 5
+    assert min(line["latency_ms"]["link"] for line in found) >= 60
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_stops_when_told(digits_bundle, number):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "offramp", "serve", str(digits_bundle), "--grpc-port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert "listening on" in process.stdout.readline()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode in (130, 143)
+    assert "Traceback" not in errors
+
+
+def test_train_on_a_folder_of_images(tmp_path):
+    rng = np.random.RandomState(0)
+    for label, name in enumerate(("dark", "light")):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        for i in range(60):
+            pixels = rng.randint(0, 120, (20, 24, 3)) + 130 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    out = tmp_path / "shades.bundle"
+    done = offramp("train", "--data", tmp_path / "data", "--size", "16", "--epochs", "4", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "Predefined sparsity" in done.stdout
+    run = lines(offramp("run", out, tmp_path / "data" / "light", "--policy", "edge-only"))
+    assert np.mean([line["class_name"] == "light" for line in run]) > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_interrupted_demo_leaves_no_process(tmp_path):
+    """SIGINT while rows are running: server and link end with it."""
+    command = [sys.executable, "-m", "offramp", "demo", "--out", str(tmp_path / "demo"), "--epochs", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert any(line.startswith("3/4") for line in process.stdout)
+        assert_interrupted(process, signal.SIGINT)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_programs_leave_no_server(digits_bundle, number):
+    """What the demo's servers run in, without the demo before it."""
+    program = (
+        "import sys, time\n"
+        "from offramp import cli\n"
+        "from offramp.serving.process import running\n"
+        "@cli.app.command()\n"
+        "def hold() -> None:\n"
+        f"    with running(['serve', {str(digits_bundle)!r}, '--grpc-port', '0']) as server:\n"
+        "        with running(['link', '--to', server]):\n"
+        "            print('3/4', flush=True)\n"
+        "            time.sleep(60)\n"
+        "sys.argv = ['offramp', 'hold']\n"
+        "cli.main()\n"
+    )
+    command = [sys.executable, "-c", program]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert any(line.startswith("3/4") for line in process.stdout)
+        assert_interrupted(process, number)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def assert_interrupted(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in said
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]

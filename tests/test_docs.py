@@ -1,0 +1,55 @@
+"""Documents that can be wrong: examples in the README and published schemas."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from offramp.bundle.manifest import Manifest, Tuning
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_readme_example_runs(number, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKS[number]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_readme_has_examples():
+    assert len(BLOCKS) >= 1
+
+
+@pytest.mark.parametrize(("model", "name"), [(Manifest, "manifest"), (Tuning, "tuning")])
+def test_published_schema_is_the_code_s(model, name):
+    """Made anew by: python -c "import json; from offramp.bundle.manifest import *; print(json.dumps(…, indent=1))"."""
+    published = json.loads((ROOT / "docs" / f"{name}.schema.json").read_text(encoding="utf-8"))
+    assert published == model.model_json_schema()
+
+
+def test_commands_in_the_readme_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`make ([a-z-]+)`", text):
+        assert f"\n{target}:" in makefile
+    known = subprocess.run(
+        [sys.executable, "-m", "offramp", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for command in set(re.findall(r"^offramp ([a-z]+)", text, re.MULTILINE)):
+        assert command in known
