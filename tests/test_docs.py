@@ -38,7 +38,7 @@ def test_readme_has_examples():
 
 @pytest.mark.parametrize(("model", "name"), [(Manifest, "manifest"), (Tuning, "tuning")])
 def test_published_schema_is_the_code_s(model, name):
-    """Made anew by: python -c "import json; from offramp.bundle.manifest import *; print(json.dumps(…, indent=1))"."""
+    """Made anew by printing `json.dumps(model.model_json_schema(), indent=1)`."""
     published = json.loads((ROOT / "docs" / f"{name}.schema.json").read_text(encoding="utf-8"))
     assert published == model.model_json_schema()
 

@@ -432,9 +432,9 @@ def waiting(clock, waited_ms, error=None):
         (0, (0,), 100, 75, 100, 0, "degraded"),  # stage 1 fits, stage 2 does not; cut 1 has no exit
         # Exit 0 was not asked for, but its cut is at hand.
         (0, (), 100, 1e9, 100, 0, "degraded"),
-        # Cut 1 has no exit: 30 ms are kept for stage 2.
-        (1, (), 100, 1e9, 70, 2, "degraded"),
-        (1, (), 200, 20, 170, 3, "degraded"),
+        # Cut 1 has no exit, but exit 0 was passed on the way and can still answer.
+        (1, (), 100, 1e9, 100, 0, "degraded"),
+        (1, (), 200, 20, 200, 3, "degraded"),
     ],
 )
 def test_the_deepest_exit_that_the_deadline_allows(

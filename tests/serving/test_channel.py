@@ -24,7 +24,7 @@ from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Tail, TailRequest
 from offramp.serving.channel import GrpcChannel, parse_address
 from offramp.serving.server import GrpcServer
-from offramp.serving.wire import put_tensors
+from offramp.serving.wire import response_message
 
 REQUEST = TailRequest("m", {"x": np.zeros((1, 2), np.float32)})
 
@@ -99,8 +99,8 @@ def serving():
 
 def answering(tensors, **parameters):
     def answer(request):
-        message = pb.ModelInferResponse(model_name=request.model_name)
-        put_tensors(tensors, message.outputs, message.raw_output_contents)
+        message = response_message(request.model_name, "1", "", tensors, 0.0)
+        message.ClearField("parameters")
         for key, value in parameters.items():
             message.parameters[key].double_param = value
         return message

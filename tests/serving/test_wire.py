@@ -6,7 +6,14 @@ from hypothesis.extra import numpy as hnp
 from tritonclient.grpc import service_pb2 as pb
 
 from offramp.errors import InputError, ProtocolError
-from offramp.serving.wire import DATATYPES, from_outputs, from_request, grpc_options, put_tensors
+from offramp.serving.wire import (
+    DATATYPES,
+    from_outputs,
+    from_request,
+    grpc_options,
+    request_message,
+    response_message,
+)
 
 TENSORS = st.dictionaries(
     st.text(min_size=1, max_size=12),
@@ -18,14 +25,12 @@ TENSORS = st.dictionaries(
 
 
 def request_of(tensors):
-    message = pb.ModelInferRequest(model_name="m")
-    put_tensors(tensors, message.inputs, message.raw_input_contents)
+    message = request_message("m", tensors, None, False)
     return pb.ModelInferRequest.FromString(message.SerializeToString())
 
 
 def response_of(tensors):
-    message = pb.ModelInferResponse(model_name="m")
-    put_tensors(tensors, message.outputs, message.raw_output_contents)
+    message = response_message("m", "1", "", tensors, 1.5)
     return pb.ModelInferResponse.FromString(message.SerializeToString())
 
 

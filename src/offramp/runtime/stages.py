@@ -20,6 +20,7 @@ __all__ = ["PROVIDERS", "Stages", "check_tensor"]
 Array = NDArray[np.generic]
 
 _ELEMENTS = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
+_DTYPES = {name: np.dtype(name) for name in _ELEMENTS.values()}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -59,11 +60,13 @@ class Stages:
             here = [name for name, full in PROVIDERS.items() if full in ort.get_available_providers()]
             raise ConfigError(f"provider {provider!r} is not available here; available: {', '.join(here)}")
         self.bundle, self.slowdown = bundle, slowdown
+        self._held = [stage.graph for stage in bundle.manifest.stages[: bundle.held]]
         self._clock, self._sleep = clock, sleep
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        #: By file: the session, and the names of what goes in and comes out.
         self._sessions: dict[str, tuple[ort.InferenceSession, list[str], list[str]]] = {}
         for graph in bundle.held_graphs():
             content = bundle.read(graph)
@@ -86,9 +89,9 @@ class Stages:
             ActionError: A stage that this copy does not hold.
             StageError: ONNX Runtime failed.
         """
-        if not 0 <= index < self.bundle.held:
-            raise ActionError(f"stage {index} is not held here; stages 0 to {self.bundle.held - 1} are")
-        return self._run(self.bundle.manifest.stages[index].graph, tensors)
+        if not 0 <= index < len(self._held):
+            raise ActionError(f"stage {index} is not held here; stages 0 to {len(self._held) - 1} are")
+        return self._run(self._held[index], tensors)
 
     def exit(self, index: int, tensors: Sequence[Array]) -> tuple[Array, float]:
         """Runs the head of an early exit on its cut; gives logits (N, classes) and milliseconds.
@@ -161,7 +164,7 @@ def check_tensor(tensor: Array, spec: TensorSpec) -> None:
     Raises:
         InputError: Another dtype or shape, or values that are not finite.
     """
-    if tensor.dtype != np.dtype(spec.dtype) or tensor.shape[1:] != spec.shape or tensor.ndim < 1:
+    if tensor.dtype != _DTYPES[spec.dtype] or tensor.shape[1:] != spec.shape or tensor.ndim < 1:
         raise InputError(
             f"tensor {spec.name!r}: expected {spec.dtype} of shape (N, {', '.join(map(str, spec.shape))}), "
             f"got {tensor.dtype} of shape {tensor.shape}"

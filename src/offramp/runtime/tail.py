@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +38,7 @@ class TailModel:
     outputs: tuple[TensorSpec, ...]
 
 
-@dataclass(frozen=True)
-class TailRequest:
+class TailRequest(NamedTuple):
     """A cut that travels.
 
     Attributes:
@@ -55,8 +54,7 @@ class TailRequest:
     final: bool = False
 
 
-@dataclass(frozen=True)
-class TailReply:
+class TailReply(NamedTuple):
     """An answer.
 
     Attributes:
@@ -100,6 +98,7 @@ class Tail:
             )
         self.stages, self.bundle, self._clock = stages, bundle, clock
         self._gate = Gate(bundle.tuning)
+        self._last = np.array([bundle.manifest.last])
         logits = TensorSpec(name="logits", dtype="float32", shape=bundle.manifest.final_exit().logits.shape)
         answered = TensorSpec(name="exit", dtype="int64", shape=())
         found = [
@@ -142,14 +141,18 @@ class Tail:
         """Nothing to let go of."""
 
     def _checked(self, model: TailModel, given: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
-        names = [spec.name for spec in model.inputs]
-        if set(given) != set(names):
-            raise InputError(f"{model.name} takes {', '.join(names)}; got {', '.join(given) or 'nothing'}")
-        tensors = [given[name] for name in names]
+        try:
+            tensors = [given[spec.name] for spec in model.inputs]
+        except KeyError:
+            tensors = []
+        if len(tensors) != len(given) or not tensors:
+            names = ", ".join(spec.name for spec in model.inputs)
+            raise InputError(f"{model.name} takes {names}; got {', '.join(given) or 'nothing'}")
+        batch = len(tensors[0]) if tensors[0].ndim else 0
         for tensor, spec in zip(tensors, model.inputs, strict=True):
             check_tensor(tensor, spec)
-        if len({len(t) for t in tensors}) != 1 or len(tensors[0]) == 0:
-            raise InputError(f"{model.name}: every tensor needs the same batch of at least one")
+            if batch == 0 or len(tensor) != batch:
+                raise InputError(f"{model.name}: every tensor needs the same batch of at least one")
         return tensors
 
     def _through(
@@ -160,7 +163,7 @@ class Tail:
         if final or cut + 1 == last:  # nobody can leave on the way
             for i in range(cut + 1, last + 1):
                 tensors, _ = self.stages.stage(i, tensors)
-            return tensors[0].astype(np.float32, copy=False), np.full(n, last, np.int64)
+            return tensors[0].astype(np.float32, copy=False), self._last if n == 1 else self._last.repeat(n)
         logits = np.zeros((n, *self.bundle.manifest.final_exit().logits.shape), np.float32)
         exits = np.full(n, last, np.int64)
         going = np.arange(n)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as rpc
 
@@ -22,7 +23,7 @@ from offramp.errors import (
     ServerUnavailableError,
 )
 from offramp.runtime.tail import TailReply, TailRequest
-from offramp.serving.wire import MAX_PORT, from_outputs, grpc_options, put_tensors
+from offramp.serving.wire import MAX_PORT, from_outputs, grpc_options, request_message
 
 __all__ = ["GrpcChannel", "parse_address"]
 
@@ -89,12 +90,7 @@ class GrpcChannel:
         Raises:
             ServerError: See `offramp.errors`; one for each way in which there is no answer.
         """
-        message = pb.ModelInferRequest(model_name=request.model)
-        put_tensors(request.tensors, message.inputs, message.raw_input_contents)
-        if request.digest is not None:
-            message.parameters["digest"].string_param = request.digest
-        if request.final:
-            message.parameters["final"].bool_param = True
+        message = request_message(request.model, request.tensors, request.digest, request.final)
         response = self._call(self._stub.ModelInfer, message, timeout_s)
         tensors = from_outputs(response)
         logits = tensors.get("logits")
@@ -105,8 +101,8 @@ class GrpcChannel:
         exits = tensors.get("exit")
         parameters = response.parameters
         return TailReply(
-            logits=logits.astype(np.float32, copy=False),
-            exits=None if exits is None else exits.astype(np.int64).reshape(-1),
+            logits=cast("NDArray[np.float32]", logits),
+            exits=None if exits is None else exits.astype(np.int64, copy=False).reshape(-1),
             server_ms=parameters["server_ms"].double_param if "server_ms" in parameters else None,
         )
 

@@ -26,7 +26,7 @@ from offramp.errors import (
     ServerRefusedError,
 )
 from offramp.runtime.tail import Tail, TailRequest
-from offramp.serving.wire import DATATYPES, MAX_PORT, from_request, grpc_options, put_tensors
+from offramp.serving.wire import DATATYPES, MAX_PORT, from_request, grpc_options, response_message
 
 __all__ = ["GrpcServer"]
 
@@ -178,19 +178,16 @@ class _Service(rpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
                 self._workers.put(None)
         finally:
             self._places.put(None)
-        response = pb.ModelInferResponse(
-            model_name=request.model_name, model_version=self._tail.bundle.digest, id=request.id
-        )
         assert reply.exits is not None  # a Tail always says
         assert reply.server_ms is not None
         tensors: dict[str, NDArray[np.generic]] = {"logits": reply.logits, "exit": reply.exits}
-        wanted = [output.name for output in request.outputs] or list(tensors)
-        unknown = [name for name in wanted if name not in tensors]
-        if unknown:
-            raise InputError(f"no output {', '.join(unknown)}; there are {', '.join(tensors)}")
-        put_tensors({n: tensors[n] for n in wanted}, response.outputs, response.raw_output_contents)
-        response.parameters["server_ms"].double_param = reply.server_ms
-        return response
+        if request.outputs:
+            wanted = [output.name for output in request.outputs]
+            unknown = [name for name in wanted if name not in tensors]
+            if unknown:
+                raise InputError(f"no output {', '.join(unknown)}; there are {', '.join(tensors)}")
+            tensors = {name: tensors[name] for name in wanted}
+        return response_message(request.model_name, self._tail.bundle.digest, request.id, tensors, reply.server_ms)
 
 
 def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
