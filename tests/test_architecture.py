@@ -148,7 +148,8 @@ EDGE_SIDE = [
     *(
         "offramp." + ".".join(module_of(path))
         for path in SOURCES
-        if path.parent.name in ("policy", "runtime", "serving")
+        # HTTP and metrics are an extra of the server's.
+        if path.parent.name in ("policy", "runtime", "serving") and path.stem != "http"
     ),
 ]
 

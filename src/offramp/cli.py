@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -179,6 +179,10 @@ def serve(
     bundle: BundleArgument,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8001,
+    http_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Health and Prometheus metrics over HTTP; none if left out."),
+    ] = None,
     provider: Annotated[str, typer.Option(help="Where to compute: `cpu` or `cuda`.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads per request.")] = 1,
     workers: Annotated[
@@ -202,14 +206,25 @@ def serve(
 
     tail = Tail(Stages(Bundle.load(bundle), threads=threads, provider=provider))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with GrpcServer(
-        tail,
-        host=host,
-        port=grpc_port,
-        workers=workers or cores,
-        queue=queue,
-        max_message_mb=max_message_mb,
-    ) as server:
+    with ExitStack() as stack:
+        metrics = None
+        if http_port is not None:
+            with _needs_extra("serve --http-port", "serve"):
+                from offramp.serving.http import HttpServer, Metrics
+            metrics = Metrics()
+            http = stack.enter_context(HttpServer(metrics, host=host, port=http_port))
+            print(f"offramp serve: http://{host}:{http.port}/metrics", flush=True)
+        server = stack.enter_context(
+            GrpcServer(
+                tail,
+                host=host,
+                port=grpc_port,
+                workers=workers or cores,
+                queue=queue,
+                max_message_mb=max_message_mb,
+                observer=metrics,
+            )
+        )
         names = ", ".join(tail.models)
         print(f"offramp serve: {listening(f'{host}:{server.port}')}, models {names}", flush=True)
         server.wait()
@@ -270,7 +285,7 @@ def link(
     import asyncio
 
     from offramp.serving.channel import parse_address
-    from offramp.serving.link import Link, LinkSettings, parse_delay, parse_outage, parse_rate
+    from offramp.serving.link import LinkSettings, parse_delay, parse_outage, parse_rate, pass_on
     from offramp.serving.process import listening
 
     settings = LinkSettings(
@@ -282,12 +297,11 @@ def link(
     )
     far_end = parse_address(to)
 
-    async def pass_on() -> None:
-        async with Link(settings, far_end, port=listen) as opened:
-            print(f"offramp link: {listening(f'127.0.0.1:{opened.port}')}, to {to}", flush=True)
-            await asyncio.Event().wait()
-
-    asyncio.run(pass_on())
+    asyncio.run(
+        pass_on(
+            settings, far_end, listen, lambda address: print(f"offramp link: {listening(address)}", flush=True)
+        )
+    )
 
 
 @app.command()
@@ -322,7 +336,6 @@ def _sink(out: Path | None) -> Any:
 
 @contextmanager
 def _needs_extra(command: str, extra: str) -> Iterator[None]:
-    """A missing package of an extra as an error that says what to install."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -38,7 +38,7 @@ KINDS: tuple[Kind, ...] = ("sparse", "dense", "narrow")
 WIDTHS = (64, 128, 128, 256)
 #: Convolutions at 1/4, the wide late layers at 1/8; first convolution, classifier and exits stay dense.
 SPARSITY = SparsityConfig(density=1 / 4, overrides={"1.2": 1 / 8, "2.2": 1 / 8})
-EPOCHS, BATCH, LEARNING_RATE = 4, 100, 1e-2
+EPOCHS, BATCH, LEARNING_RATE = 4, 100, 6e-3
 #: Training images that are kept for calibration.
 HELD_OUT = 1000
 
@@ -213,7 +213,7 @@ def _network(widths: tuple[int, int, int, int], example: Tensor, classes: int) -
 
 
 def _with_exits(model: nn.Module, example: Tensor, classes: int) -> MultiExit:
-    exits = {"0": PooledHead(classes, pool=3), "1": PooledHead(classes, pool=3)}
+    exits = {"0": PooledHead(classes, pool=2), "1": PooledHead(classes, pool=2)}
     return MultiExit(model, exits, example_input=example)
 
 

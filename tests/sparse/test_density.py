@@ -52,10 +52,10 @@ def test_nearest_density_is_the_nearest(shape: tuple[int, int], asked: float, mo
             nearest_density(*shape, asked, max_blocks=most)
         return
     found = nearest_density(*shape, asked, max_blocks=most)
-    assert abs(float(found.given) - asked) == pytest.approx(gap, abs=1e-12)
+    assert abs(float(found.density) - asked) == pytest.approx(gap, abs=1e-12)
     assert found.blocks <= most
-    assert found.given.denominator == found.blocks  # lowest terms: the fewest blocks for this density
-    assert found.given in possible
+    assert found.density.denominator == found.blocks  # lowest terms: the fewest blocks for this density
+    assert found.density in possible
     nearest = [d for d in possible if math.isclose(abs(float(d) - asked), gap, abs_tol=1e-13)]
     assert found.blocks == min(d.denominator for d in nearest)
 
@@ -68,8 +68,8 @@ def test_degrees_and_weights_go_with_the_density(shape: tuple[int, int], asked: 
     except DensityError:
         assume(False)
     n_left, n_right = shape
-    assert found.d_out == found.given * n_right
-    assert found.d_in == found.given * n_left
+    assert found.d_out == found.density * n_right
+    assert found.d_in == found.density * n_left
     assert found.weights == n_left * found.d_out == n_right * found.d_in
 
 
@@ -98,7 +98,7 @@ def test_a_d_out_is_always_met_exactly(shape: tuple[int, int], data: st.DataObje
 
 
 def test_of_two_equally_near_densities_the_one_with_fewer_blocks_is_taken() -> None:
-    assert nearest_density(6, 6, 5 / 12).given == Fraction(1, 2)  # 1/3 and 1/2 are both 1/12 away
+    assert nearest_density(6, 6, 5 / 12).density == Fraction(1, 2)  # 1/3 and 1/2 are both 1/12 away
 
 
 def test_whether_a_density_is_met_exactly() -> None:
@@ -106,7 +106,7 @@ def test_whether_a_density_is_met_exactly() -> None:
     assert nearest_density(64, 64, Fraction(1, 4)).exact
     found = nearest_density(64, 64, 0.3)
     assert not found.exact
-    assert (found.given, found.asked) == (Fraction(5, 16), 0.3)
+    assert (found.density, found.asked) == (Fraction(5, 16), 0.3)
 
 
 def test_the_papers_network() -> None:
@@ -114,7 +114,7 @@ def test_the_papers_network() -> None:
     sizes, d_outs = (800, 40, 40, 10), (2, 9, 10)
     layers = [density_from_d_out(*sizes[i : i + 2], d) for i, d in enumerate(d_outs)]
     assert [layer.d_in for layer in layers] == [40, 9, 40]
-    assert [float(layer.given) for layer in layers] == [0.05, 0.225, 1.0]
+    assert [float(layer.density) for layer in layers] == [0.05, 0.225, 1.0]
     assert sum(layer.weights for layer in layers) == 2360
 
 
@@ -127,7 +127,7 @@ def test_no_density_at_all_is_refused(density: float) -> None:
 def test_coprime_sides_admit_only_a_density_of_one() -> None:
     with pytest.raises(DensityError, match=r"Possible: 1\. gcd\(7, 10\) = 1"):
         nearest_density(7, 10, 0.25)
-    assert nearest_density(7, 10, 1).given == 1
+    assert nearest_density(7, 10, 1).density == 1
 
 
 def test_more_than_a_quarter_off_lists_what_is_possible() -> None:
@@ -180,4 +180,4 @@ def test_density_errors_are_config_and_value_errors() -> None:
 
 
 def test_a_block_density_in_lowest_terms() -> None:
-    assert BlockDensity(64, 32, 2, 8, 0.25).given == Fraction(1, 4)
+    assert BlockDensity(64, 32, 2, 8, 0.25).density == Fraction(1, 4)

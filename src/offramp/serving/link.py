@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from offramp.errors import ConfigError, PortError
 from offramp.serving.wire import MAX_PORT
 
-__all__ = ["Link", "LinkSettings", "parse_delay", "parse_outage", "parse_rate"]
+__all__ = ["Link", "LinkSettings", "parse_delay", "parse_outage", "parse_rate", "pass_on"]
 
 _RATES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
@@ -215,3 +215,17 @@ class Link:
         finally:
             delivery.cancel()
             await asyncio.gather(delivery, return_exceptions=True)
+
+
+async def pass_on(settings: LinkSettings, to: tuple[str, int], port: int, ready: Callable[[str], None]) -> None:
+    """Emulates a link until cancelled.
+
+    Args:
+        settings: How the link behaves.
+        to: Host and port of the server.
+        port: The port to listen on; 0 takes a free one.
+        ready: Told the address once it listens.
+    """
+    async with Link(settings, to, port=port) as link:
+        ready(f"127.0.0.1:{link.port}")
+        await asyncio.Event().wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from concurrent import futures
 from importlib import metadata
 from queue import Empty, SimpleQueue
@@ -25,7 +26,7 @@ from offramp.errors import (
     ServerBusyError,
     ServerRefusedError,
 )
-from offramp.runtime.tail import Tail, TailRequest
+from offramp.runtime.tail import Tail, TailReply, TailRequest
 from offramp.serving.wire import DATATYPES, MAX_PORT, from_request, grpc_options, response_message
 
 __all__ = ["GrpcServer"]
@@ -39,6 +40,7 @@ _CODES = {
     DigestMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
     ServerBusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
+Observer = Callable[[str, str, TailReply | None], None]
 #: Threads kept for health and metadata while every other one computes or waits.
 _SPARE = 2
 
@@ -53,6 +55,7 @@ class GrpcServer:
         workers: Requests that compute at the same time; one per core is fastest.
         queue: Requests that may wait for a worker; more are refused with RESOURCE_EXHAUSTED.
         max_message_mb: The largest message in MiB.
+        observer: Told of every inference request: model, gRPC code, and the reply if there is one.
 
     Raises:
         PortError: The port cannot be listened on.
@@ -68,6 +71,7 @@ class GrpcServer:
         workers: int = 1,
         queue: int = 64,
         max_message_mb: int = 64,
+        observer: Observer | None = None,
     ) -> None:
         if not 0 <= port <= MAX_PORT:
             raise PortError(f"a port is 0 to {MAX_PORT}, not {port}")
@@ -77,7 +81,7 @@ class GrpcServer:
         # Without this option Linux lets two servers share a port, each getting some of the calls.
         options = [*grpc_options(max_message_mb), ("grpc.so_reuseport", 0)]
         self._server = grpc.server(pool, options=options)
-        rpc.add_GRPCInferenceServiceServicer_to_server(_Service(tail, workers, queue), self._server)
+        rpc.add_GRPCInferenceServiceServicer_to_server(_Service(tail, workers, queue, observer), self._server)
         address = f"{host}:{port}"
         try:
             self.port = self._server.add_insecure_port(address)
@@ -112,8 +116,8 @@ class GrpcServer:
 
 
 class _Service(rpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    def __init__(self, tail: Tail, workers: int, queue: int) -> None:
-        self._tail = tail
+    def __init__(self, tail: Tail, workers: int, queue: int, observer: Observer | None) -> None:
+        self._tail, self._observer = tail, observer
         # Tokens in queues: taking one is a tenth of what a semaphore costs.
         self._places: SimpleQueue[None] = SimpleQueue()
         self._workers: SimpleQueue[None] = SimpleQueue()
@@ -156,7 +160,13 @@ class _Service(rpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
         try:
             return self._inferred(request)
         except Exception as error:
+            if self._observer is not None:
+                self._observer(self._known(request.model_name), _code(error).name, None)
             _abort(context, error)
+
+    def _known(self, model: str) -> str:
+        """A name that may be counted: what clients invent would fill the memory."""
+        return model if model in self._tail.models else "unknown"
 
     def _inferred(self, request: Any) -> Any:
         try:
@@ -178,6 +188,8 @@ class _Service(rpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
                 self._workers.put(None)
         finally:
             self._places.put(None)
+        if self._observer is not None:
+            self._observer(request.model_name, "OK", reply)
         assert reply.exits is not None  # a Tail always says
         assert reply.server_ms is not None
         tensors: dict[str, NDArray[np.generic]] = {"logits": reply.logits, "exit": reply.exits}
@@ -190,10 +202,15 @@ class _Service(rpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
         return response_message(request.model_name, self._tail.bundle.digest, request.id, tensors, reply.server_ms)
 
 
+def _code(error: Exception) -> grpc.StatusCode:
+    known = _CODES.get(type(error)) if isinstance(error, OfframpError) else None
+    return known or grpc.StatusCode.INTERNAL
+
+
 def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     """Ends a call with one of our errors' status codes; anything else says nothing of the inside."""
-    code = _CODES.get(type(error)) if isinstance(error, OfframpError) else None
-    if code is not None:
+    code = _code(error)
+    if code is not grpc.StatusCode.INTERNAL:
         context.abort(code, str(error))
     _log.error("request failed", exc_info=None if isinstance(error, OfframpError) else error)
     context.abort(grpc.StatusCode.INTERNAL, "the server could not run this request")

@@ -142,7 +142,8 @@ def _tensors(described: Sequence[Any], raw: Sequence[bytes]) -> dict[str, NDArra
             content = raw[i]  # each look copies
             if len(content) != wanted * dtype.itemsize:
                 raise ValueError(
-                    f"tensor {name!r} of shape {tuple(shape)} needs {wanted * dtype.itemsize} bytes, got {len(content)}"
+                    f"tensor {name!r} of shape {tuple(shape)} needs {wanted * dtype.itemsize} bytes, "
+                    f"got {len(content)}"
                 )
             found[name] = np.ndarray(shape, dtype, content)
             continue

@@ -14,33 +14,31 @@ from fractions import Fraction
 
 from offramp.errors import DensityError
 
-__all__ = ["BlockDensity", "admissible_densities", "density_from_d_out", "nearest_density"]
+__all__ = ["BlockDensity", "Junction", "admissible_densities", "density_from_d_out", "nearest_density"]
 
 #: A density that is met by another one further away than this share of itself is refused.
 TOLERANCE = 0.25
 
 
 @dataclass(frozen=True)
-class BlockDensity:
-    """A density ρ = joined/blocks that a junction meets exactly.
+class Junction:
+    """Left and right neurons cut into blocks, each right block joined to `joined` left blocks.
 
     Attributes:
         n_left: Number of left neurons (inputs).
         n_right: Number of right neurons (outputs).
         joined: K, the left blocks that each right block joins.
         blocks: G, the blocks that either side is cut into.
-        asked: The density that was asked for.
     """
 
     n_left: int
     n_right: int
     joined: int
     blocks: int
-    asked: float
 
     @property
-    def given(self) -> Fraction:
-        """The density ρ that is met, in lowest terms."""
+    def density(self) -> Fraction:
+        """The kept fraction ρ, in lowest terms."""
         return Fraction(self.joined, self.blocks)
 
     @property
@@ -58,10 +56,21 @@ class BlockDensity:
         """The number of connections, |W|."""
         return self.n_left * self.d_out
 
+
+@dataclass(frozen=True)
+class BlockDensity(Junction):
+    """A density that a junction meets exactly, and the one that was asked for.
+
+    Attributes:
+        asked: The density that was asked for.
+    """
+
+    asked: float
+
     @property
     def exact(self) -> bool:
-        """Whether the density given is the density asked for."""
-        return math.isclose(float(self.given), self.asked, rel_tol=1e-9)
+        """Whether the density met is the density asked for."""
+        return math.isclose(float(self.density), self.asked, rel_tol=1e-9)
 
 
 def admissible_densities(n_left: int, n_right: int, *, max_blocks: int | None = None) -> list[Fraction]:
@@ -119,10 +128,10 @@ def nearest_density(
     joined, count = min(candidates, key=lambda kg: (round(abs(kg[0] / kg[1] - asked), 12), kg[1]))
     found = BlockDensity(n_left, n_right, joined, count, asked)
     only_dense = counts == [1] and asked < 1
-    if only_dense or abs(float(found.given) - asked) > TOLERANCE * asked:
+    if only_dense or abs(float(found.density) - asked) > TOLERANCE * asked:
         within = f"with {blocks} blocks" if blocks is not None else f"with at most {max_blocks} blocks"
         possible = _listed(sorted({Fraction(k, n) for n in counts for k in range(1, n + 1)}))
-        why = "only 1 is possible" if only_dense else f"the nearest is {found.given}, more than a quarter off"
+        why = "only 1 is possible" if only_dense else f"the nearest is {found.density}, more than a quarter off"
         raise DensityError(
             f"density {asked:g} cannot be met by a {shape} layer {within}: {why}. Possible: {possible}. "
             f"gcd({n_left}, {n_right}) = {g}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import ConfigError, DensityError
-from offramp.sparse.density import BlockDensity
+from offramp.sparse.density import BlockDensity, Junction
 
 __all__ = ["BlockPattern", "Layout", "make_pattern", "pattern_from_recipe"]
 
@@ -26,14 +25,14 @@ Layout = Literal["contiguous", "strided"]
 
 
 @dataclass(frozen=True)
-class BlockPattern:
+class BlockPattern(Junction):
     """A K-regular bipartite graph on `blocks` left and `blocks` right blocks of neurons.
 
     Attributes:
-        n_left: Number of left neurons.
-        n_right: Number of right neurons.
-        joined: K, left blocks that each right block joins.
-        blocks: Number of blocks on either side; divides gcd(n_left, n_right).
+        n_left: Number of left neurons (inputs).
+        n_right: Number of right neurons (outputs).
+        joined: K, the left blocks that each right block joins.
+        blocks: G, the blocks on either side; divides gcd(n_left, n_right).
         layout: "contiguous" puts neighbours into a block, "strided" puts every `blocks`-th neuron into one.
             With K = 1 the pattern is block-diagonal, so neighbouring layers alternate layouts to mix.
         seed: Chooses among the patterns where there is a choice (K > 1).
@@ -43,10 +42,6 @@ class BlockPattern:
         ConfigError: An unknown layout.
     """
 
-    n_left: int
-    n_right: int
-    joined: int
-    blocks: int
     layout: Layout = "contiguous"
     seed: int = 0
 
@@ -59,26 +54,6 @@ class BlockPattern:
             raise DensityError(f"a right block joins 1 to {self.blocks} left blocks, not {self.joined}")
         if self.layout not in get_args(Layout):
             raise ConfigError(f"layout must be one of {', '.join(get_args(Layout))}, not {self.layout!r}")
-
-    @property
-    def density(self) -> Fraction:
-        """The kept fraction ρ."""
-        return Fraction(self.joined, self.blocks)
-
-    @property
-    def d_out(self) -> int:
-        """Connections per left neuron."""
-        return self.joined * self.n_right // self.blocks
-
-    @property
-    def d_in(self) -> int:
-        """Connections per right neuron."""
-        return self.joined * self.n_left // self.blocks
-
-    @property
-    def weights(self) -> int:
-        """The number of connections, |W|."""
-        return self.n_left * self.d_out
 
     @cached_property
     def left_blocks(self) -> NDArray[np.int64]:

@@ -278,7 +278,7 @@ def _sparse_layer(
         return SparseLinear(
             layer.in_features,
             layer.out_features,
-            met.given,
+            met.density,
             pattern=pattern,
             bias=bias,
             device=device,
@@ -288,7 +288,7 @@ def _sparse_layer(
         layer.in_channels,
         layer.out_channels,
         (layer.kernel_size[0], layer.kernel_size[1]),
-        met.given,
+        met.density,
         stride=(layer.stride[0], layer.stride[1]),
         padding=layer.padding if isinstance(layer.padding, str) else (layer.padding[0], layer.padding[1]),
         dilation=(layer.dilation[0], layer.dilation[1]),
