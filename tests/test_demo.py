@@ -47,6 +47,7 @@ def test_results_hold_every_row_and_network(results):
     assert by_name["edge only"]["payload_bytes"] == 0
     assert by_name["server only"]["offloaded_share"] == 1
     assert by_name["server only"]["latency_ms"]["link"] >= 20
+    assert by_name["split 0"]["latency_ms"]["mean"] < by_name["server only"]["latency_ms"]["mean"]
     assert by_name["split 0"]["cost"] < by_name["edge only"]["cost"]
     for kind in ("dense", "narrow", "sparse"):
         assert all(results[kind][part] > 0 for part in PARTS)

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from offramp import __version__
 from offramp.bundle.bundle import Bundle
 from offramp.bundle.preprocessing import preprocess
-from offramp.connect import Edge
+from offramp.connect import Edge, connect
 from offramp.errors import ConfigError
 from offramp.policy.base import Policy
 from offramp.policy.cascade import ThresholdCascade
@@ -29,6 +29,7 @@ from offramp.policy.random import RandomArm
 from offramp.policy.splitee import ISplitEE
 from offramp.recipes import EPOCHS, KINDS, Splits, Trained, load_splits, train
 from offramp.report.page import report_page
+from offramp.report.profile import measure
 from offramp.report.rows import Row, rows_table, summarise
 from offramp.runtime.result import Result
 from offramp.runtime.stages import Stages
@@ -108,21 +109,23 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     splits = load_splits(seed=settings.seed)
     console.print(
         f"[bold]1/4[/] {len(splits.train):,} digits to train on, {len(splits.held_out):,} to calibrate on, "
-        f"{len(splits.test):,} to test on; three networks, {settings.epochs} epochs each"
+        f"{len(splits.test):,} to test on; three networks, {settings.epochs} epochs each",
+        soft_wrap=True,
     )
     trained = {kind: _trained(kind, splits, settings, console) for kind in KINDS}
     networks: dict[str, dict[str, Any]] = {k: _network_facts(t, splits) for k, t in trained.items()}
     bundle = trained["sparse"].bundle
     if report := trained["sparse"].sparsity:
         console.print(str(report), soft_wrap=True, highlight=False, markup=False)
-    slowdown = settings.edge_slowdown or _slowdown(bundle, networks["sparse"]["infer_ms"], settings)
-    console.print(
-        f"[bold]2/4[/] bundle {bundle.path} (digest {bundle.digest[:12]}…), split between an edge that is "
-        f"emulated, {slowdown:.0f}× slower than this core, and a server"
-    )
+    console.print(f"[bold]2/4[/] a bundle, {bundle.path}, digest {bundle.digest[:12]}…", soft_wrap=True)
     policies = _policies(bundle, settings.seed)
     with _served(bundle, settings) as address:
-        console.print(f"[bold]3/4[/] a server process behind an emulated link: {settings.link_text}, at {address}")
+        slowdown = settings.edge_slowdown or _slowdown(bundle, address)
+        console.print(
+            f"[bold]3/4[/] a server process behind an emulated link ({settings.link_text}) at {address}, and an "
+            f"edge that is emulated: {slowdown:.0f}x slower than this core",
+            soft_wrap=True,
+        )
         left_s = BUDGET_S - (time.monotonic() - start)
         results = _run_rows(bundle, address, policies, splits, slowdown, left_s, settings, console)
     rows = [summarise(name, found, splits.test.labels[: len(found)]) for name, found in results.items()]
@@ -142,7 +145,8 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     (settings.out / "report.html").write_text(page, encoding="utf-8")
     console.print(
         f"wrote {settings.out / 'report.html'} and {settings.out / 'results.json'} "
-        f"after {time.monotonic() - start:.0f} s"
+        f"after {time.monotonic() - start:.0f} s",
+        soft_wrap=True,
     )
     return written
 
@@ -159,7 +163,9 @@ def _trained(kind: Any, splits: Splits, settings: DemoSettings, console: Console
         progress=console.is_terminal,
     )
     exits = ", ".join(f"exit {i} {a:.1%}" for i, a in enumerate(done.accuracy))
-    console.print(f"    {kind}: {exits} on test images, trained in {done.fit.train_s:.1f} s", highlight=False)
+    console.print(
+        f"    {kind}: {exits} on test images, trained in {done.fit.train_s:.1f} s", highlight=False, soft_wrap=True
+    )
     return done
 
 
@@ -193,12 +199,15 @@ def _infer_ms(stages: Stages, image: NDArray[np.float32], runs: int = 200) -> fl
     return float(np.median(totals))
 
 
-def _slowdown(bundle: Bundle, infer_ms: float, settings: DemoSettings) -> float:
+def _slowdown(bundle: Bundle, address: str) -> float:
     """The factor at which the whole network on the edge takes as long as sending the input to the server."""
-    spec = bundle.manifest.input
-    sent_bits = 8 * int(np.prod(spec.shape))  # the input travels as uint8
-    link_ms = 2e3 * settings.delay_s + (1e3 * sent_bits / settings.rate_bps if settings.rate_bps else 0.0)
-    return max(1.0, float(round((link_ms + infer_ms) / infer_ms)))
+    channel = connect(address, bundle)
+    try:
+        facts = measure(Stages(bundle), channel)
+    finally:
+        channel.close()
+    latency_ms = {split["split"]: split["latency_ms"] for split in facts["splits"]}
+    return max(1.0, float(round(latency_ms[-1] / latency_ms[bundle.manifest.last])))
 
 
 def _policies(bundle: Bundle, seed: int) -> dict[str, Policy]:

@@ -56,6 +56,7 @@ def run_files(edge: Edge, files: Sequence[Path], sink: TextIO, console: Console)
 def _summary(name: str, results: Sequence[Result], console: Console) -> None:
     degraded, failed = (sum(r.status == status for r in results) for status in ("degraded", "failed"))
     title = f"{len(results)} inputs, {degraded} degraded, {failed} failed"
-    console.print(rows_table([summarise(name, results)], title=title), markup=False, highlight=False)
+    table = rows_table([summarise(name, results)], title=title)
+    console.print(table, markup=False, highlight=False, soft_wrap=True)
     for reason in dict.fromkeys(r.error for r in results if r.error):
         console.print(f"note: {reason}", markup=False, highlight=False)
