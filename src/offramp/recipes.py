@@ -38,7 +38,7 @@ KINDS: tuple[Kind, ...] = ("sparse", "dense", "narrow")
 WIDTHS = (64, 128, 128, 256)
 #: Convolutions at 1/4, the wide late layers at 1/8; first convolution, classifier and exits stay dense.
 SPARSITY = SparsityConfig(density=1 / 4, overrides={"1.2": 1 / 8, "2.2": 1 / 8})
-EPOCHS, BATCH, LEARNING_RATE = 4, 100, 6e-3
+EPOCHS, BATCH, LEARNING_RATE = 5, 100, 8e-3
 #: Training images that are kept for calibration.
 HELD_OUT = 1000
 
