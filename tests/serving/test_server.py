@@ -241,9 +241,9 @@ class BrokenTail(Tail):
 @pytest.mark.parametrize(
     "error",
     [
-        StageError("stages/stage_1.onnx failed: /work/secret"),
-        RuntimeError("/work/secret"),
-        KeyError("/work/secret"),
+        StageError("stages/stage_1.onnx failed: /srv/secret"),
+        RuntimeError("/srv/secret"),
+        KeyError("/srv/secret"),
     ],
 )
 def test_what_breaks_inside_stays_inside(tail, name, error, caplog):
