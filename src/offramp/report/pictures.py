@@ -82,7 +82,7 @@ def choices_over_time(splits: Sequence[int], *, window: int = 40) -> str:
     axes.set_yticks([0, 25, 50, 75, 100])
     axes.set_xlabel("input")
     axes.set_ylabel(f"share of the last {window} choices, in %")
-    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    axes.legend(frameon=False, fontsize=8, ncols=len(set(splits)), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return _svg(figure)
 
 
