@@ -60,9 +60,11 @@ def response_message(
 ) -> Any:
     """A ModelInferResponse with the server's computing time."""
     described, raw = _packed(tensors)
-    message = pb.ModelInferResponse(id=call_id)
-    message.MergeFrom(_response_head(model, version, described))
+    message = pb.ModelInferResponse()
+    message.CopyFrom(_response_head(model, version, described))
     message.raw_output_contents.extend(raw)
+    if call_id:
+        message.id = call_id
     message.parameters["server_ms"].double_param = server_ms
     return message
 
