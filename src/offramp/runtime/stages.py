@@ -170,8 +170,9 @@ def check_tensor(tensor: Array, spec: TensorSpec) -> None:
             f"got {tensor.dtype} of shape {tensor.shape}"
         )
     if spec.dtype == "float32":
+        flat = tensor.reshape(-1)
         # A finite sum of squares means finite terms; only an overflowing one needs the slower look.
-        if not math.isfinite(np.vdot(tensor, tensor)) and not np.isfinite(tensor).all():
+        if not math.isfinite(np.dot(flat, flat)) and not np.isfinite(flat).all():
             raise InputError(f"tensor {spec.name!r} holds NaN or infinity")
 
 
