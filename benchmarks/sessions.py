@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-
 import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
 from offramp.bundle.codec import OPSET
+from offramp.bundle.export import quiet_exporter
 
 __all__ = ["layer_session", "session"]
 
@@ -26,22 +22,15 @@ def session(content: bytes) -> ort.InferenceSession:
 
 def layer_session(layer: nn.Module, example: Tensor) -> ort.InferenceSession:
     """A layer alone, exported with a dynamic batch; its input is `x`."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                layer.eval(),
-                (torch.cat([example, example])[:2],),  # a batch of one would be taken for a constant
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
-                input_names=["x"],
-                opset_version=OPSET,
-                verbose=False,
-            )
-    finally:
-        logger.setLevel(level)
+    with quiet_exporter():
+        program = torch.onnx.export(
+            layer.eval(),
+            (torch.cat([example, example])[:2],),  # a batch of one would be taken for a constant
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+            input_names=["x"],
+            opset_version=OPSET,
+            verbose=False,
+        )
     assert program is not None  # dynamo=True always returns the program
     return session(program.model_proto.SerializeToString())

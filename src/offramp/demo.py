@@ -24,6 +24,7 @@ from offramp.connect import Edge, connect
 from offramp.errors import ConfigError
 from offramp.policy.base import Policy
 from offramp.policy.cascade import ThresholdCascade
+from offramp.policy.cost import CostModel
 from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
 from offramp.policy.random import RandomArm
 from offramp.policy.splitee import ISplitEE
@@ -312,6 +313,7 @@ def _saving(networks: dict[str, dict[str, Any]]) -> str:
 
 
 def _facts(settings: DemoSettings, bundle: Bundle, slowdown: float, splits: Splits, images: int) -> dict[str, Any]:
+    cost = CostModel(tuple(stage.depth for stage in bundle.manifest.stages))  # the edge's own
     return {
         "command": f"offramp demo --out {settings.out} --seed {settings.seed}",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -325,9 +327,9 @@ def _facts(settings: DemoSettings, bundle: Bundle, slowdown: float, splits: Spli
         "edge_slowdown": slowdown,
         "edge_is_emulated": True,
         "max_drop": MAX_DROP,
-        "gamma": 0.1,
-        "offload_cost": 0.5,
-        "depths": [stage.depth for stage in bundle.manifest.stages],
+        "gamma": cost.gamma,
+        "offload_cost": cost.offload,
+        "depths": list(cost.depths),
         "digest": bundle.digest,
         "versions": {"offramp": __version__, "torch": torch.__version__},
     }

@@ -40,7 +40,7 @@ from offramp.evalmode import eval_mode
 from offramp.exits.network import MultiExit
 from offramp.sparse.layers import SparseConv2d, SparseLinear
 
-__all__ = ["export", "export_graph"]
+__all__ = ["export", "export_graph", "quiet_exporter"]
 
 
 class _Named(nn.Module):
@@ -73,7 +73,7 @@ def export_graph(net: MultiExit, example_input: Tensor) -> onnx.ModelProto:
     # Two samples, since a batch of one would be taken for a constant.
     example = example_input.detach()[:1].repeat(2, *[1] * (example_input.dim() - 1))
     try:
-        with eval_mode(net), _quiet():
+        with eval_mode(net), quiet_exporter():
             program = torch.onnx.export(
                 _Named(net).eval(),
                 (example,),
@@ -270,7 +270,7 @@ def _stage_densities(net: MultiExit, example_input: Tensor) -> tuple[float, ...]
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Without the exporter's progress lines and its dependencies' deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
