@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from benchmarks.sessions import layer_session
 from benchmarks.timing import compare, ms_text, one_core, parser, ratio_text, write_json
-from offramp.sparse.layers import SparseConv2d, SparseLinear
-from offramp.sparse.pattern import Layout
+from offramp.sparse.block import Layout
+from offramp.sparse.convolution import SparseConv2d
+from offramp.sparse.layers import SparseLinear
 from offramp.tables import table_text
 
 LAYOUTS: tuple[Layout, ...] = ("contiguous", "strided")

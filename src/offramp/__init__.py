@@ -30,15 +30,25 @@ if TYPE_CHECKING:
     from offramp.runtime.stages import Stages
     from offramp.runtime.tail import Tail
     from offramp.serving.server import GrpcServer
-    from offramp.sparse.layers import SparseConv2d, SparseLinear
-    from offramp.sparse.sparsify import SparsityConfig, sparsify_
+    from offramp.sparse.block import BlockPattern
+    from offramp.sparse.clash_free import ClashFreePattern
+    from offramp.sparse.config import SparsityConfig
+    from offramp.sparse.convolution import SparseConv1d, SparseConv2d
+    from offramp.sparse.layers import SparseLinear
+    from offramp.sparse.pattern import Pattern
+    from offramp.sparse.registry import pattern_from_recipe
+    from offramp.sparse.report import SparsityReport
+    from offramp.sparse.sparsify import sparsify_
+    from offramp.sparse.structured import StructuredPattern
 
 __version__ = "0.1.0"
 
 #: name → module, and what to install where the module needs more than the edge has
 _NAMES = {
     "Action": "policy.base",
+    "BlockPattern": "sparse.block",
     "Bundle": "bundle.bundle",
+    "ClashFreePattern": "sparse.clash_free",
     "CostModel": "policy.cost",
     "Edge": "connect",
     "EdgeOnly": "policy.fixed",
@@ -50,28 +60,35 @@ _NAMES = {
     "MultiExitModule": "exits.training",
     "Observation": "policy.base",
     "OfframpError": "errors",
+    "Pattern": "sparse.pattern",
     "Policy": "policy.base",
     "PooledHead": "exits.heads",
     "Preprocessing": "bundle.manifest",
     "RandomArm": "policy.random",
     "Result": "runtime.result",
     "ServerOnly": "policy.fixed",
-    "SparseConv2d": "sparse.layers",
+    "SparseConv1d": "sparse.convolution",
+    "SparseConv2d": "sparse.convolution",
     "SparseLinear": "sparse.layers",
-    "SparsityConfig": "sparse.sparsify",
+    "SparsityConfig": "sparse.config",
+    "SparsityReport": "sparse.report",
     "Stages": "runtime.stages",
+    "StructuredPattern": "sparse.structured",
     "Tail": "runtime.tail",
     "ThresholdCascade": "policy.cascade",
     "calibrate": "exits.evaluation",
     "evaluate": "exits.evaluation",
     "export": "bundle.export",
     "fit": "exits.training",
+    "pattern_from_recipe": "sparse.registry",
     "sparsify_": "sparse.sparsify",
 }
 
 __all__ = [
     "Action",
+    "BlockPattern",
     "Bundle",
+    "ClashFreePattern",
     "CostModel",
     "Edge",
     "EdgeOnly",
@@ -83,22 +100,27 @@ __all__ = [
     "MultiExitModule",
     "Observation",
     "OfframpError",
+    "Pattern",
     "Policy",
     "PooledHead",
     "Preprocessing",
     "RandomArm",
     "Result",
     "ServerOnly",
+    "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
     "SparsityConfig",
+    "SparsityReport",
     "Stages",
+    "StructuredPattern",
     "Tail",
     "ThresholdCascade",
     "calibrate",
     "evaluate",
     "export",
     "fit",
+    "pattern_from_recipe",
     "sparsify_",
 ]
 

@@ -27,7 +27,9 @@ from offramp.exits.evaluation import calibrate, evaluate
 from offramp.exits.heads import PooledHead
 from offramp.exits.network import MultiExit
 from offramp.exits.training import FitResult, fit
-from offramp.sparse.sparsify import SparsityConfig, SparsityReport, sparsify_
+from offramp.sparse.config import SparsityConfig
+from offramp.sparse.report import SparsityReport
+from offramp.sparse.sparsify import sparsify_
 
 __all__ = ["KINDS", "SPARSITY", "Kind", "Splits", "Trained", "build", "load_splits", "train"]
 

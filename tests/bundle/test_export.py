@@ -17,7 +17,8 @@ from offramp.bundle.export import export, export_graph
 from offramp.bundle.preprocessing import preprocess
 from offramp.errors import BundleError, ExportError, OfframpError
 from offramp.runtime.stages import Stages
-from offramp.sparse.layers import SparseConv2d, SparseLinear
+from offramp.sparse.convolution import SparseConv2d
+from offramp.sparse.layers import SparseLinear
 
 
 def logits_of(net: off.MultiExit, x: Tensor) -> list[np.ndarray]:

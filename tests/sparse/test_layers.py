@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from offramp.errors import ConfigError, DensityError, PatternError
-from offramp.sparse.layers import SparseConv2d, SparseLinear
-from offramp.sparse.pattern import BlockPattern
+from offramp.sparse.block import BlockPattern
+from offramp.sparse.convolution import SparseConv2d
+from offramp.sparse.layers import SparseLinear
 
 DOUBLE = torch.float64
 LAYOUTS = ("contiguous", "strided")
@@ -337,11 +338,11 @@ def test_what_a_dense_convolution_refuses_is_refused(wrong: dict[str, Any]) -> N
 def test_layers_print_what_they_are() -> None:
     shown = "SparseLinear(32, 32, density=1/4, blocks=8, layout=contiguous, bias=True)"
     assert repr(linear()) == shown
-    assert "density=1/4, blocks=8, layout=strided, groups=1" in repr(conv(layout="strided"))
+    assert "groups=1, density=1/4, blocks=8, layout=strided" in repr(conv(layout="strided"))
 
 
 def test_device_and_dtype_are_passed_on() -> None:
     layer = SparseLinear(16, 16, 0.25, device="meta", dtype=torch.float16)
     assert layer.weight.device.type == "meta"
     assert layer.weight.dtype == torch.float16
-    assert layer.joined_blocks.device.type == "meta"
+    assert layer.joins.device.type == "meta"

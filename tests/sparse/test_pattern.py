@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import ConfigError, DensityError
-from offramp.sparse.density import density_from_d_out, nearest_density
-from offramp.sparse.pattern import BlockPattern, Layout, make_pattern, pattern_from_recipe
+from offramp.sparse.block import BlockPattern, Layout
+from offramp.sparse.density import density_from_d_out
+from offramp.sparse.registry import make_pattern, pattern_from_recipe
 
 many = settings(max_examples=150, derandomize=True, deadline=None)
 
@@ -70,7 +71,7 @@ def test_a_recipe_rebuilds_the_pattern(p: BlockPattern) -> None:
 def test_a_d_out_becomes_a_pattern_with_that_d_out(m: int, n: int, data: st.DataObject) -> None:
     g = math.gcd(m, n)
     d_out = data.draw(st.integers(1, g)) * (n // g)
-    p = make_pattern(density_from_d_out(m, n, d_out))
+    p = make_pattern("block", m, n, density_from_d_out(m, n, d_out).density)
     assert (p.mask().sum(axis=0) == d_out).all()
 
 
@@ -155,9 +156,8 @@ def test_numbers_that_cannot_be() -> None:
 
 
 def test_unknown_patterns_and_recipes() -> None:
-    met = nearest_density(8, 8, 0.5)
-    with pytest.raises(ConfigError, match="unknown pattern 'magic'; known: block"):
-        make_pattern(met, pattern="magic")
+    with pytest.raises(ConfigError, match="unknown pattern 'magic'; known: block, structured, clash_free"):
+        make_pattern("magic", 8, 8, 0.5)
     recipe = BlockPattern(8, 8, 1, 2).recipe()
     with pytest.raises(ConfigError, match="unknown pattern 'magic'"):
         pattern_from_recipe({**recipe, "pattern": "magic"})

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from offramp.errors import ConfigError, DensityError, LayerNameError
-from offramp.sparse.layers import SparseConv2d, SparseLinear
-from offramp.sparse.sparsify import SparsityConfig, sparsify_
+from offramp.sparse.config import SparsityConfig
+from offramp.sparse.convolution import SparseConv2d
+from offramp.sparse.layers import SparseLinear
+from offramp.sparse.sparsify import sparsify_
 
 
 def net() -> nn.Sequential:

@@ -38,7 +38,7 @@ from offramp.bundle.partition import Partition, describe, partition
 from offramp.errors import ConfigError, ExportError
 from offramp.evalmode import eval_mode
 from offramp.exits.network import MultiExit
-from offramp.sparse.layers import SparseConv2d, SparseLinear
+from offramp.sparse.layers import SparseLayer
 
 __all__ = ["export", "export_graph", "quiet_exporter"]
 
@@ -164,7 +164,7 @@ def export(
             patterns={
                 layer: {**m.pattern.recipe(), "digest": m.pattern.digest}
                 for layer, m in net.named_modules()
-                if isinstance(m, (SparseLinear, SparseConv2d))
+                if isinstance(m, SparseLayer)
             },
             metrics=metrics or {},
         ),
@@ -247,7 +247,7 @@ def _stage_densities(net: MultiExit, example_input: Tensor) -> tuple[float, ...]
     order: list[nn.Module | int] = []
     hooks = []
     for module in net.model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, SparseLinear, SparseConv2d)):
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, SparseLayer)):
             hooks.append(module.register_forward_hook(lambda m, *_: order.append(m)))
     for i, tap in enumerate(net.exit_names):
         hooks.append(net.model.get_submodule(tap).register_forward_hook(lambda *_, i=i: order.append(i)))
@@ -263,7 +263,7 @@ def _stage_densities(net: MultiExit, example_input: Tensor) -> tuple[float, ...]
             dense.append(0)
             continue
         weight: Tensor = item.weight  # type: ignore[assignment]
-        density = item.pattern.density if isinstance(item, (SparseLinear, SparseConv2d)) else 1
+        density = item.pattern.density if isinstance(item, SparseLayer) else 1
         kept[-1] += weight.numel()
         dense[-1] += round(weight.numel() / density)
     return tuple(k / d if d else 1.0 for k, d in zip(kept, dense, strict=True))

@@ -206,11 +206,13 @@ def _needs(node: NodeProto) -> list[str]:
 
 def _depths(model: ModelProto) -> dict[str, int]:
     """By tensor, the most convolution and linear layers on a path from the input."""
-    weights = {t.name for t in model.graph.initializer}
+    live = {i.name for i in model.graph.input}  # anything else is constant: weights, and what is made of them
     depth: dict[str, int] = {}
     for node in model.graph.node:  # ONNX keeps nodes in topological order
+        if live.intersection(_needs(node)):
+            live.update(node.output)
         layer = node.op_type in ("Conv", "Gemm") or (
-            node.op_type == "MatMul" and any(name in weights for name in node.input)
+            node.op_type == "MatMul" and any(name not in live for name in node.input)
         )
         here = max((depth.get(name, 0) for name in _needs(node)), default=0) + int(layer)
         depth.update((name, here) for name in node.output if name)

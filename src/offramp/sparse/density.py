@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from offramp.errors import DensityError
@@ -20,36 +20,28 @@ __all__ = ["BlockDensity", "Junction", "admissible_densities", "density_from_d_o
 TOLERANCE = 0.25
 
 
-@dataclass(frozen=True)
 class Junction:
-    """Left and right neurons cut into blocks, each right block joined to `joined` left blocks.
+    """Left neurons joined to right ones, each side with one degree.
 
     Attributes:
         n_left: Number of left neurons (inputs).
         n_right: Number of right neurons (outputs).
-        joined: K, the left blocks that each right block joins.
-        blocks: G, the blocks that either side is cut into.
+        d_out: Connections per left neuron.
     """
 
     n_left: int
     n_right: int
-    joined: int
-    blocks: int
+    d_out: int
 
     @property
     def density(self) -> Fraction:
         """The kept fraction ρ, in lowest terms."""
-        return Fraction(self.joined, self.blocks)
-
-    @property
-    def d_out(self) -> int:
-        """Connections per left neuron."""
-        return self.joined * self.n_right // self.blocks
+        return Fraction(self.d_out, self.n_right)
 
     @property
     def d_in(self) -> int:
         """Connections per right neuron."""
-        return self.joined * self.n_left // self.blocks
+        return self.n_left * self.d_out // self.n_right
 
     @property
     def weights(self) -> int:
@@ -62,10 +54,22 @@ class BlockDensity(Junction):
     """A density that a junction meets exactly, and the one that was asked for.
 
     Attributes:
+        n_left: Number of left neurons.
+        n_right: Number of right neurons.
+        joined: K, the left blocks that each right block joins.
+        blocks: G, the blocks that either side is cut into.
         asked: The density that was asked for.
     """
 
+    n_left: int
+    n_right: int
+    joined: int
+    blocks: int
     asked: float
+    d_out: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "d_out", self.joined * self.n_right // self.blocks)
 
     @property
     def exact(self) -> bool:
@@ -95,7 +99,7 @@ def nearest_density(
     density: float | Fraction,
     *,
     blocks: int | None = None,
-    max_blocks: int = 16,
+    max_blocks: int | None = 16,
 ) -> BlockDensity:
     """The block density nearest to the one asked for; of two equally near ones, that with fewer blocks.
 
@@ -104,7 +108,7 @@ def nearest_density(
         n_right: Number of right neurons.
         density: The kept fraction ρ, 0 < ρ ≤ 1.
         blocks: Take exactly this many blocks; it must divide gcd(n_left, n_right).
-        max_blocks: Without `blocks`, the most blocks allowed: fewer blocks are faster.
+        max_blocks: Without `blocks`, the most blocks allowed, None for any number: fewer blocks are faster.
 
     Raises:
         DensityError: ρ outside (0, 1], `blocks` that does not divide, or nothing admissible within a quarter
@@ -121,7 +125,7 @@ def nearest_density(
             )
         counts = [int(blocks)]
     else:
-        if not _whole(max_blocks) or max_blocks < 1:
+        if max_blocks is not None and (not _whole(max_blocks) or max_blocks < 1):
             raise DensityError(f"max_blocks must be a whole number of at least 1, not {max_blocks!r}")
         counts = _divisors(g, max_blocks)
     candidates = [(min(max(round(asked * n), 1), n), n) for n in counts]
@@ -129,11 +133,14 @@ def nearest_density(
     found = BlockDensity(n_left, n_right, joined, count, asked)
     only_dense = counts == [1] and asked < 1
     if only_dense or abs(float(found.density) - asked) > TOLERANCE * asked:
-        within = f"with {blocks} blocks" if blocks is not None else f"with at most {max_blocks} blocks"
+        if blocks is not None:
+            within = f" with {blocks} blocks"
+        else:
+            within = "" if max_blocks is None else f" with at most {max_blocks} blocks"
         possible = _listed(sorted({Fraction(k, n) for n in counts for k in range(1, n + 1)}))
         why = "only 1 is possible" if only_dense else f"the nearest is {found.density}, more than a quarter off"
         raise DensityError(
-            f"density {asked:g} cannot be met by a {shape} layer {within}: {why}. Possible: {possible}. "
+            f"density {asked:g} cannot be met by a {shape} layer{within}: {why}. Possible: {possible}. "
             f"gcd({n_left}, {n_right}) = {g}"
         )
     return found

@@ -1,8 +1,9 @@
-"""Predefined-sparse layers that store exactly |W| values and run on dense batched kernels.
+"""What predefined-sparse layers share, and the fully connected one. They store exactly |W| values.
 
 The weights of a block pattern are `blocks` dense matrices. A forward pass gathers the K left blocks of each
 right block and multiplies once, batched; gradients and optimiser state have the size of the weights. Nothing
-is masked, and every operation has a standard ONNX form.
+is masked, and every operation has a standard ONNX form. The other patterns store |W| values too, but are put
+into a dense matrix at every pass: they save memory and files, not time.
 """
 
 from __future__ import annotations
@@ -10,35 +11,90 @@ from __future__ import annotations
 import json
 import math
 from fractions import Fraction
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offramp.errors import ConfigError, DensityError, InputError, PatternError
-from offramp.sparse.density import nearest_density
-from offramp.sparse.pattern import BlockPattern, Layout, make_pattern
+from offramp.errors import ConfigError, InputError, PatternError
+from offramp.sparse.block import BlockPattern, Layout
+from offramp.sparse.pattern import Pattern
+from offramp.sparse.registry import make_pattern
 
-__all__ = ["SparseConv2d", "SparseLinear"]
+__all__ = ["SparseLayer", "SparseLinear"]
 
-_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+#: Up to this many blocks an ONNX graph holds one product per block: runtimes pack a 2-D weight, not a 3-D one.
+MOST_PRODUCTS = 16
 
 
-class _BlockSparse(nn.Module):
-    """What the layers share: the pattern, its block index, its place in a checkpoint."""
+class SparseLayer(nn.Module):
+    """A layer whose neurons are joined by a `Pattern`: its weights, their dense form, its place in a checkpoint.
 
-    pattern: BlockPattern
-    joined_blocks: Tensor
+    `weight` holds exactly |W| values (per group and place of the kernel); row i of the pattern's `left_of`
+    tells what the values of right neuron `right_order[i]` join.
+    """
 
-    def _set_pattern(self, pattern: BlockPattern, device: torch.device | str | None) -> None:
+    pattern: Pattern
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    #: Made again from the recipe, so a checkpoint need not hold it: the joined left blocks of a block pattern,
+    #: (blocks·joined,), or the joined left neurons of any other, (n_right, d_in).
+    joins: Tensor
+
+    def _set_pattern(self, pattern: Pattern, device: torch.device | str | None) -> None:
         self.pattern = pattern
-        index = torch.from_numpy(pattern.left_blocks.ravel()).to(device)
-        # Made again from the recipe, so a checkpoint need not hold it.
-        self.register_buffer("joined_blocks", index, persistent=False)
+        if isinstance(pattern, BlockPattern):
+            joins = torch.from_numpy(pattern.left_blocks.ravel())
+        else:
+            joins = torch.from_numpy(pattern.left_of).to(torch.int32)  # half of what a runtime needs, in files
+        self.register_buffer("joins", joins.to(device), persistent=False)
 
-    def _uniform_(self, parameter: Tensor, fan_in: int) -> None:
-        bound = 1 / math.sqrt(fan_in)  # torch's own default, by the true fan-in
-        nn.init.uniform_(parameter, -bound, bound)
+    @property
+    def fan_in(self) -> int:
+        """The values that go into one output: d_in times the kernel's places."""
+        return self.pattern.d_in
+
+    def reset_parameters(self) -> None:
+        """Draws weights and bias uniformly as torch does by default, by the true fan-in."""
+        bound = 1 / math.sqrt(self.fan_in)
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def dense_weight(self) -> Tensor:
+        """The same weights as the dense layer holds them, zeros included."""
+        rows = self._rows()
+        groups, left, order = self._places(rows)
+        dense = rows.new_zeros(groups, self.pattern.n_right, self.pattern.n_left, *rows.shape[2:])
+        dense[:, order, left] = rows.reshape(groups, *left.shape, *rows.shape[2:])
+        return dense.flatten(0, 1)
+
+    def _take(self, layer: nn.Linear | nn.Conv1d | nn.Conv2d) -> None:
+        """Takes over a dense layer's values where the pattern joins, its bias, and whether it trains."""
+        with torch.no_grad():
+            rows = self._rows()
+            groups, left, order = self._places(rows)
+            dense = layer.weight.reshape(groups, self.pattern.n_right, *layer.weight.shape[1:])
+            self._store(dense[:, order, left].flatten(0, 1))
+            if self.bias is not None and layer.bias is not None:
+                self.bias.copy_(layer.bias)
+        self.train(layer.training)
+        self.weight.requires_grad_(layer.weight.requires_grad)
+
+    def _places(self, rows: Tensor) -> tuple[int, Tensor, Tensor]:
+        """Groups, and as index pairs the left and right neurons of every row's values."""
+        left = torch.from_numpy(self.pattern.left_of).to(rows.device)
+        order = torch.from_numpy(self.pattern.right_order).to(rows.device).unsqueeze(1)
+        return rows.shape[0] // self.pattern.n_right, left, order
+
+    def _rows(self) -> Tensor:
+        """The weights as one row per right neuron, (n_right, d_in, …), in stored order."""
+        return self.weight
+
+    def _store(self, rows: Tensor) -> None:
+        """The inverse of `_rows`."""
+        self.weight.copy_(rows)
 
     def get_extra_state(self) -> Tensor:
         """The pattern's recipe and digest, as the bytes of a JSON text (so that safetensors takes it)."""
@@ -46,32 +102,52 @@ class _BlockSparse(nn.Module):
         return torch.frombuffer(bytearray(json.dumps(state, sort_keys=True).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Checks that the checkpoint's pattern is this layer's.
+        """Nothing is left to do: `_load_from_state_dict` has compared the patterns."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Loads this layer's part of a checkpoint.
 
         Raises:
-            PatternError: It is another one; its weights would join other neurons.
+            PatternError: The checkpoint's weights join other neurons.
         """
-        theirs = json.loads(bytes(state.cpu().tolist()))
-        if theirs.get("digest") != self.pattern.digest:
+        layer = repr(prefix.rstrip(".")) if prefix else "this layer"
+        state, weight = state_dict.get(f"{prefix}_extra_state"), state_dict.get(f"{prefix}weight")
+        if state is not None:
+            theirs = _recipe(state, layer)
+            if theirs.get("digest") != self.pattern.digest:
+                raise PatternError(
+                    f"{layer}: the checkpoint's pattern is {theirs.get('recipe')}, this layer's is "
+                    f"{self.pattern.recipe()}. Build the layer with pattern=pattern_from_recipe(…) of the "
+                    "checkpoint's recipe"
+                )
+        elif weight is not None and weight.shape != self.weight.shape:
             raise PatternError(
-                f"the checkpoint's pattern is {theirs.get('recipe')}, this layer's is "
-                f"{self.pattern.recipe()}; build the layer with the checkpoint's recipe"
+                f"{layer}: the checkpoint holds a weight of shape {tuple(weight.shape)} without a pattern; this "
+                f"layer keeps {self.weight.numel()} values in {tuple(self.weight.shape)}. Load it into the dense "
+                f"network, and take the values over with {type(self).__name__}.from_dense"
             )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _described(self) -> str:
+        p = self.pattern
+        blocks = f", blocks={p.blocks}, layout={p.layout}" if isinstance(p, BlockPattern) else f", {p.name}"
+        return f"density={p.density}{blocks}, bias={self.bias is not None}"
 
 
-class SparseLinear(_BlockSparse):
+class SparseLinear(SparseLayer):
     """A predefined-sparse fully connected layer.
 
     Input (..., in_features), output (..., out_features). `weight` has the shape
-    (blocks, joined·in_features/blocks, out_features/blocks): exactly |W| values.
+    (blocks, joined·in_features/blocks, out_features/blocks) for a block pattern and (out_features, d_in) for
+    the others: exactly |W| values.
 
     Args:
         in_features: Number of left neurons.
         out_features: Number of right neurons.
-        density: The kept fraction ρ; met by the nearest K/G with G ≤ 16, see `nearest_density`.
-        pattern: A pattern's name, or a `BlockPattern` (whose own numbers then count).
-        blocks: Take exactly this many blocks.
-        layout: Which neurons form a block, "contiguous" or "strided".
+        density: The kept fraction ρ; see `make_pattern` for how a density is met.
+        pattern: "block", "structured" or "clash_free", or a `Pattern` (whose own numbers then count).
+        blocks: For "block": take exactly this many blocks.
+        layout: For "block": which neurons form a block, "contiguous" or "strided".
         bias: Whether to add a bias.
         seed: The pattern's seed.
         device: Where the parameters live.
@@ -90,7 +166,7 @@ class SparseLinear(_BlockSparse):
         out_features: int,
         density: float | Fraction,
         *,
-        pattern: str | BlockPattern = "block",
+        pattern: str | Pattern = "block",
         blocks: int | None = None,
         layout: Layout = "contiguous",
         bias: bool = True,
@@ -100,215 +176,142 @@ class SparseLinear(_BlockSparse):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        made = _pattern(in_features, out_features, density, pattern, blocks, layout, seed)
+        made = pattern_of(in_features, out_features, density, pattern, blocks, layout, seed)
         self._set_pattern(made, device)
-        self.weight = nn.Parameter(
-            torch.empty(made.blocks, made.d_in, out_features // made.blocks, device=device, dtype=dtype)
-        )
+        if isinstance(made, BlockPattern):
+            size: tuple[int, ...] = (made.blocks, made.d_in, out_features // made.blocks)
+        else:
+            size = (out_features, made.d_in)
+        self.weight = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Draws weights and bias uniformly, by the true fan-in d_in."""
-        self._uniform_(self.weight, self.pattern.d_in)
-        if self.bias is not None:
-            self._uniform_(self.bias, self.pattern.d_in)
+    @classmethod
+    def from_dense(cls, layer: nn.Linear, pattern: Pattern) -> SparseLinear:
+        """A sparse layer with a dense layer's values where the pattern joins.
+
+        Raises:
+            ConfigError: A pattern for other numbers of neurons.
+        """
+        device, dtype = layer.weight.device, layer.weight.dtype
+        made = cls(
+            layer.in_features,
+            layer.out_features,
+            pattern.density,
+            pattern=pattern,
+            bias=layer.bias is not None,
+            device=device,
+            dtype=dtype,
+        )
+        made._take(layer)
+        return made
+
+    def to_dense(self) -> nn.Linear:
+        """A dense layer that computes the same, zeros included."""
+        layer = nn.Linear(
+            self.in_features,
+            self.out_features,
+            bias=self.bias is not None,
+            device=self.weight.device,
+            dtype=self.weight.dtype,
+        )
+        put_dense(self, layer)
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in_features) to (..., out_features)."""
         p = self.pattern
         if x.shape[-1] != p.n_left:
             raise InputError(f"expected (..., {p.n_left}) features, got shape {tuple(x.shape)}")
-        shape = x.shape[:-1]
-        # One block per leading index: (blocks, rows, neurons), always a view.
+        if not isinstance(p, BlockPattern):
+            dense = self.weight.new_zeros(p.n_right, p.n_left).scatter(1, self.joins.long(), self.weight)
+            return F.linear(x, dense, self.bias)
+        if torch.onnx.is_in_onnx_export() and p.blocks <= MOST_PRODUCTS:
+            return self._products(x, p)
+        shape, width = x.shape[:-1], p.n_left // p.blocks
         if p.layout == "contiguous":
-            left = x.reshape(-1, p.blocks, p.n_left // p.blocks)
+            left = x.reshape(-1, p.blocks, width)
         else:
-            left = x.reshape(-1, p.n_left // p.blocks, p.blocks).transpose(1, 2)
+            left = x.reshape(-1, width, p.blocks).transpose(1, 2)
         if p.joined > 1:
-            left = left.index_select(1, self.joined_blocks).reshape(-1, p.blocks, p.d_in)
-        right = torch.bmm(left.transpose(0, 1), self.weight).transpose(0, 1)
+            left = left.index_select(1, self.joins).reshape(-1, p.blocks, p.d_in)
+        left = left.transpose(0, 1)
+        if self.bias is None:
+            right = torch.bmm(left, self.weight)
+        else:
+            by_block = self.bias.reshape(p.blocks, -1) if p.layout == "contiguous" else self._strided_bias(p)
+            right = torch.baddbmm(by_block.unsqueeze(1), left, self.weight)
+        right = right.transpose(0, 1)
         if p.layout == "strided":
             right = right.transpose(1, 2)
-        out = right.reshape(*shape, p.n_right)
+        return right.reshape(*shape, p.n_right)
+
+    def _strided_bias(self, p: BlockPattern) -> Tensor:
+        assert self.bias is not None
+        return self.bias.reshape(-1, p.blocks).transpose(0, 1)
+
+    def _products(self, x: Tensor, p: BlockPattern) -> Tensor:
+        """The same with one product per block and gathers by one index: what an ONNX graph should hold."""
+        if p.layout == "strided" or p.joined > 1:
+            x = x.index_select(
+                x.dim() - 1, torch.from_numpy(p.left_of[:: p.n_right // p.blocks].ravel()).to(x.device)
+            )
+        parts = zip(torch.split(x, p.d_in, dim=-1), self.weight.unbind(0), strict=True)
+        out = torch.cat([part @ weight for part, weight in parts], dim=-1)
+        if p.layout == "strided":
+            out = out.index_select(out.dim() - 1, torch.from_numpy(p.right_order.argsort()).to(out.device))
         return out if self.bias is None else out + self.bias
 
-    def dense_weight(self) -> Tensor:
-        """The same weights as `nn.Linear` holds them, zeros included; shape (out_features, in_features)."""
-        p = self.pattern
-        left, right = torch.from_numpy(p.neurons("left")), torch.from_numpy(p.neurons("right"))
-        columns = left[self.joined_blocks.cpu()].reshape(p.blocks, 1, p.d_in)
-        dense = self.weight.new_zeros(p.n_right, p.n_left)
-        dense[right.unsqueeze(2), columns] = self.weight.transpose(1, 2)
-        return dense
+    def _rows(self) -> Tensor:
+        return self.weight.transpose(1, 2).flatten(0, 1) if isinstance(self.pattern, BlockPattern) else self.weight
+
+    def _store(self, rows: Tensor) -> None:
+        if isinstance(self.pattern, BlockPattern):
+            rows = rows.reshape(self.pattern.blocks, -1, self.pattern.d_in).transpose(1, 2)
+        self.weight.copy_(rows)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, {_described(self.pattern)}, bias={self.bias is not None}"
+        return f"{self.in_features}, {self.out_features}, {self._described()}"
 
 
-class SparseConv2d(_BlockSparse):
-    """A predefined-sparse 2-D convolution: the pattern joins channels, kernels stay dense.
-
-    Input (N, in_channels, H, W), output (N, out_channels, H', W') as with `nn.Conv2d`. It runs as a grouped
-    convolution with `groups·blocks` groups over gathered channels; with `groups` > 1 the pattern joins
-    channels inside each group. `weight` has the shape (out_channels, d_in, kh, kw).
-
-    Args:
-        in_channels: Number of left channels.
-        out_channels: Number of right channels.
-        kernel_size: Side of the kernel, or (height, width).
-        density: The kept fraction ρ of channel pairs; see `SparseLinear`.
-        stride: As in `nn.Conv2d`.
-        padding: As in `nn.Conv2d`: sizes, "same" or "valid".
-        dilation: As in `nn.Conv2d`.
-        groups: Groups the convolution has before the pattern.
-        padding_mode: As in `nn.Conv2d`.
-        pattern: A pattern's name, or a `BlockPattern` over the channels of one group.
-        blocks: Take exactly this many blocks.
-        layout: Which channels form a block, "contiguous" or "strided".
-        bias: Whether to add a bias.
-        seed: The pattern's seed.
-        device: Where the parameters live.
-        dtype: The parameters' type.
-
-    Raises:
-        DensityError: A density that these channels do not admit, or groups that do not divide them.
-        ConfigError: An unknown pattern, layout or padding mode, or "same" padding with a stride.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        density: float | Fraction,
-        *,
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        padding_mode: str = "zeros",
-        pattern: str | BlockPattern = "block",
-        blocks: int | None = None,
-        layout: Layout = "contiguous",
-        bias: bool = True,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        if groups < 1 or in_channels % groups or out_channels % groups:
-            raise DensityError(f"groups={groups} does not divide {in_channels} and {out_channels} channels")
-        if padding_mode not in _PADDING_MODES:
-            raise ConfigError(f"padding_mode is one of {', '.join(_PADDING_MODES)}, not {padding_mode!r}")
-        if padding == "same" and _pair(stride) != (1, 1):
-            raise ConfigError(f'padding="same" needs a stride of 1, not {stride}')
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        made = _pattern(in_channels // groups, out_channels // groups, density, pattern, blocks, layout, seed)
-        self._set_pattern(made, device)
-        self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
-        self.padding, self.padding_mode = _padding(padding, self.kernel_size, self.dilation), padding_mode
-        size = (out_channels, made.d_in, *self.kernel_size)
-        self.weight = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draws weights and bias uniformly, by the true fan-in d_in·kh·kw."""
-        fan_in = self.pattern.d_in * math.prod(self.kernel_size)
-        self._uniform_(self.weight, fan_in)
-        if self.bias is not None:
-            self._uniform_(self.bias, fan_in)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, in_channels, H, W) to (N, out_channels, H', W')."""
-        p = self.pattern
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise InputError(f"expected (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}")
-        if p.layout == "strided":
-            x = _shuffled(x, self.groups, p.n_left // p.blocks, p.blocks)
-        if p.joined > 1:
-            h, w = x.shape[-2:]
-            x = x.reshape(-1, self.groups, p.blocks, p.n_left // p.blocks, h, w)
-            x = x.index_select(2, self.joined_blocks)
-            x = x.reshape(-1, self.groups * p.blocks * p.d_in, h, w)
-        bias: Tensor | None = self.bias
-        if bias is not None and p.layout == "strided":  # weights lie block by block, the bias by channel
-            bias = bias.reshape(self.groups, -1, p.blocks).transpose(1, 2).reshape(-1)
-        pad, (left, right, top, bottom) = (0, 0), self.padding
-        if self.padding_mode == "zeros" and (left, top) == (right, bottom):
-            pad = (top, left)
-        elif any(self.padding):
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = F.pad(x, self.padding, mode=mode)
-        y = F.conv2d(x, self.weight, bias, self.stride, pad, self.dilation, self.groups * p.blocks)
-        if p.layout == "strided":
-            y = _shuffled(y, self.groups, p.blocks, p.n_right // p.blocks)
-        return y
-
-    def dense_weight(self) -> Tensor:
-        """The same weights as `nn.Conv2d` holds them, zeros included; (out, in/groups, kh, kw)."""
-        p = self.pattern
-        left, right = torch.from_numpy(p.neurons("left")), torch.from_numpy(p.neurons("right"))
-        columns = left[self.joined_blocks.cpu()].reshape(p.blocks, 1, p.d_in)
-        size = self.kernel_size
-        stored = self.weight.reshape(self.groups, p.blocks, p.n_right // p.blocks, p.d_in, *size)
-        dense = stored.new_zeros(self.groups, p.n_right, p.n_left, *size)
-        dense[:, right.unsqueeze(2), columns] = stored
-        return dense.reshape(self.out_channels, p.n_left, *size)
-
-    def extra_repr(self) -> str:
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
-            f"stride={self.stride}, {_described(self.pattern)}, groups={self.groups}, "
-            f"bias={self.bias is not None}"
-        )
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _padding(
-    padding: int | tuple[int, int] | str, kernel: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[int, int, int, int]:
-    """Padding as `F.pad` takes it: left, right, top, bottom."""
-    if padding == "same":
-        spare_h, spare_w = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
-        return spare_w // 2, spare_w - spare_w // 2, spare_h // 2, spare_h - spare_h // 2
-    if isinstance(padding, str):
-        if padding != "valid":
-            raise ConfigError(f'padding is a size, "same" or "valid", not {padding!r}')
-        return 0, 0, 0, 0
-    h, w = _pair(padding)
-    return w, w, h, h
-
-
-def _pattern(
+def pattern_of(
     n_left: int,
     n_right: int,
     density: float | Fraction,
-    pattern: str | BlockPattern,
+    pattern: str | Pattern,
     blocks: int | None,
     layout: Layout,
     seed: int,
-) -> BlockPattern:
-    if isinstance(pattern, BlockPattern):
-        if (pattern.n_left, pattern.n_right) != (n_left, n_right):
-            raise ConfigError(
-                f"the pattern joins {pattern.n_left}→{pattern.n_right} neurons, the layer {n_left}→{n_right}"
-            )
-        return pattern
-    met = nearest_density(n_left, n_right, density, blocks=blocks)
-    return make_pattern(met, pattern=pattern, layout=layout, seed=seed)
+) -> Pattern:
+    """A layer's pattern from its arguments.
+
+    Raises:
+        DensityError: A density that these neurons do not admit.
+        ConfigError: An unknown pattern or layout, or a pattern for other numbers of neurons.
+    """
+    if not isinstance(pattern, Pattern):
+        return make_pattern(pattern, n_left, n_right, density, blocks=blocks, layout=layout, seed=seed)
+    if (pattern.n_left, pattern.n_right) != (n_left, n_right):
+        raise ConfigError(
+            f"the pattern joins {pattern.n_left}→{pattern.n_right} neurons, the layer {n_left}→{n_right}"
+        )
+    return pattern
 
 
-def _shuffled(x: Tensor, groups: int, rows: int, columns: int) -> Tensor:
-    """Channels read as a (rows, columns) table in each group, and put in the transposed order."""
-    h, w = x.shape[-2:]
-    table = x.reshape(-1, groups, rows, columns, h, w).transpose(2, 3)
-    return table.reshape(-1, groups * rows * columns, h, w)
+def put_dense(sparse: SparseLayer, layer: nn.Linear | nn.Conv1d | nn.Conv2d) -> None:
+    """Puts a sparse layer's values into a dense layer of its shape."""
+    with torch.no_grad():
+        layer.weight.copy_(sparse.dense_weight())
+        if sparse.bias is not None and layer.bias is not None:
+            layer.bias.copy_(sparse.bias)
+    layer.train(sparse.training)
 
 
-def _described(pattern: BlockPattern) -> str:
-    return f"density={pattern.density}, blocks={pattern.blocks}, layout={pattern.layout}"
+def _recipe(state: Any, layer: str) -> dict[str, Any]:
+    try:
+        found = json.loads(bytes(state.cpu().tolist()))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise PatternError(
+            f"{layer}: the checkpoint holds no pattern's recipe that can be read: {error}"
+        ) from error
+    return found if isinstance(found, dict) else {}

@@ -5,193 +5,124 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from offramp.config import Config
 from offramp.errors import ConfigError, DensityError, LayerNameError
 from offramp.evalmode import eval_mode
-from offramp.sparse.density import BlockDensity, nearest_density
-from offramp.sparse.layers import SparseConv2d, SparseLinear
-from offramp.sparse.pattern import Layout, make_pattern
-from offramp.tables import count_text, table_text
+from offramp.sparse.block import BlockPattern, Layout
+from offramp.sparse.budget import Share, block_densities, share_budget
+from offramp.sparse.config import SparsityConfig
+from offramp.sparse.convolution import SparseConv1d, SparseConv2d
+from offramp.sparse.density import admissible_densities, density_from_d_out
+from offramp.sparse.layers import SparseLayer, SparseLinear
+from offramp.sparse.registry import make_pattern
+from offramp.sparse.report import LayerReport, SparsityReport
 
-__all__ = ["LayerReport", "SparsityConfig", "SparsityReport", "sparsify_"]
+__all__ = ["sparsify_"]
 
 #: Fewer neurons per block than this make the kernels slow (docs/decisions/0002).
 NARROW = 16
 
-
-class SparsityConfig(Config):
-    """What `sparsify_` does; survives a JSON round trip.
-
-    Attributes:
-        density: The kept fraction ρ of every sparsified layer.
-        overrides: Densities by layer name; names may hold `*` and `?`, later entries win, None keeps the
-            layer dense. A name that is given here also sparsifies a layer that would stay dense otherwise.
-        blocks: Take exactly this many blocks everywhere.
-        max_blocks: Without `blocks`, the most blocks allowed.
-        layout: "alternate" lets neighbouring layers mix.
-        keep_first: Leave the first convolution dense.
-        keep_last: Leave the final classifier dense.
-        seed: The first pattern's seed; the following layers take the following numbers.
-    """
-
-    density: float = Field(default=0.25, gt=0, le=1)
-    overrides: dict[str, float | None] = Field(default_factory=dict)
-    blocks: int | None = Field(default=None, ge=1)
-    max_blocks: int = Field(default=16, ge=1)
-    layout: Literal["alternate", "contiguous", "strided"] = "alternate"
-    keep_first: bool = True
-    keep_last: bool = True
-    seed: int = 0
+_Dense = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
 @dataclass(frozen=True)
-class LayerReport:
-    """One layer of a `SparsityReport`; `macs` needs an example input and is None without one."""
+class _Wish:
+    """What a layer should become: a density, None for dense, and why it is dense."""
 
-    name: str
-    kind: str
-    shape: str
-    asked: float | None
-    given: float
-    blocks: int
-    layout: str
-    weights_dense: int
-    weights: int
-    macs_dense: int | None
-    macs: int | None
-    note: str
-
-
-@dataclass(frozen=True)
-class SparsityReport:
-    """What `sparsify_` did, layer by layer; prints as a table."""
-
-    layers: tuple[LayerReport, ...]
-
-    @property
-    def weights_dense(self) -> int:
-        """Weights of these layers before, biases not counted."""
-        return sum(layer.weights_dense for layer in self.layers)
-
-    @property
-    def weights(self) -> int:
-        """Weights of these layers now, biases not counted."""
-        return sum(layer.weights for layer in self.layers)
-
-    @property
-    def density(self) -> float:
-        """The network's density, Σ|W_i| / ΣN_{i-1}N_i."""
-        return self.weights / self.weights_dense
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Every change from what was asked for, and every slow choice."""
-        return tuple(f"{layer.name}: {layer.note}" for layer in self.layers if layer.note)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {
-            "weights_dense": self.weights_dense,
-            "weights": self.weights,
-            "density": self.density,
-            "layers": [asdict(layer) for layer in self.layers],
-        }
-
-    def __str__(self) -> str:
-        def count(value: int | None) -> str:
-            return "-" if value is None else count_text(value)
-
-        rows = [
-            [
-                layer.name,
-                layer.kind,
-                layer.shape,
-                "-" if layer.asked is None else f"{layer.asked:g}",
-                f"{layer.given:g}",
-                str(layer.blocks),
-                layer.layout,
-                count(layer.weights_dense),
-                count(layer.weights),
-                count(layer.macs_dense),
-                count(layer.macs),
-                layer.note,
-            ]
-            for layer in self.layers
-        ]
-        heads = ["layer", "kind", "shape", "asked", "given", "blocks", "layout"]
-        heads += ["dense weights", "weights", "dense MACs", "MACs", "note"]
-        total = f"{count_text(self.weights)} of {count_text(self.weights_dense)} weights: {self.density:.3f}"
-        return table_text("Predefined sparsity", heads, rows, caption=f"network density: {total}")
+    density: float | Fraction | None
+    why: str = ""
 
 
 def sparsify_(
-    model: nn.Module, config: SparsityConfig | None = None, *, example_input: Tensor | None = None
+    model: nn.Module, config: SparsityConfig | None = None, *, example_input: Any = None
 ) -> SparsityReport:
     """Replaces linear and convolution layers by predefined-sparse ones with fresh weights, in place.
 
-    The first convolution, depthwise layers and the final classifier stay dense unless `overrides` names
-    them. Nothing is replaced when anything is wrong.
+    The first convolution, depthwise layers, the final classifier and layers that share their weight with
+    another module stay dense unless `overrides` or `d_out` names them. Nothing is replaced when anything is
+    wrong.
 
     Args:
         model: Any module; its own code is not touched.
         config: Densities and exceptions; a density of 1/4 if left out.
-        example_input: One batch, so that the report can count multiply-accumulates.
+        example_input: One batch: a tensor, a tuple of arguments, or a dict of keyword arguments. With it the
+            report counts multiply-accumulates.
 
     Raises:
-        DensityError: A layer does not admit its density; the message names the layer and the way out.
+        DensityError: A layer does not admit its density, or a budget is below the minimum; the message names
+            the layer and the way out.
         LayerNameError: An override matches no layer.
-        ConfigError: The model is itself one layer.
+        ConfigError: The model is itself one layer, has none, or `max_macs` comes without an example input.
     """
     config = config or SparsityConfig()
-    layers: dict[str, nn.Linear | nn.Conv2d] = {
-        name: m
-        for name, m in model.named_modules()
-        if type(m) in (nn.Linear, nn.Conv2d)  # a subclass may do more than its replacement
-    }
-    wanted = _wanted(layers, config)
-    if model in layers.values() and wanted[""][0] is not None:
+    layers = _layers(model)
+    if config.max_macs is not None and example_input is None:
+        raise ConfigError("max_macs needs an example_input, from which multiply-accumulates are counted")
+    places = {} if example_input is None else _output_places(model, layers, example_input)
+    wishes = _wishes(model, layers, config)
+    if config.max_weights is not None or config.max_macs is not None:
+        wishes = _shared(layers, wishes, config, places)
+    if model in layers.values() and wishes[""].density is not None:
         raise ConfigError(
-            "the model is one layer, which cannot be replaced in place; use SparseLinear or SparseConv2d"
+            "the model is one layer, which cannot be replaced in place; use SparseLinear, SparseConv1d or "
+            "SparseConv2d"
         )
-    places = _output_places(model, layers, example_input)
     rows: list[LayerReport] = []
-    replacements: dict[nn.Module, nn.Module] = {}
+    replacements: dict[nn.Module, SparseLayer] = {}
     for name, layer in layers.items():
-        asked, why = wanted[name]
-        replacement = _converted(name, layer, asked, len(replacements), config)
-        rows.append(_row(name, layer, replacement, asked, why, places.get(name)))
+        replacement = _converted(name, layer, wishes[name].density, len(replacements), config)
+        rows.append(_row(name, layer, replacement, wishes[name], config, places.get(name)))
         if replacement is not None:
             replacements[layer] = replacement
     for parent in list(model.modules()):
         for child_name, child in list(parent._modules.items()):  # named_children leaves out a second mention
             if child in replacements:
                 setattr(parent, child_name, replacements[child])
+                if isinstance(parent, nn.TransformerEncoderLayer):
+                    parent.activation_relu_or_gelu = 0  # its fused path would read dense weights
     return SparsityReport(tuple(rows))
 
 
-def _wanted(
-    layers: Mapping[str, nn.Linear | nn.Conv2d], config: SparsityConfig
-) -> dict[str, tuple[float | None, str]]:
-    """The density asked for by layer, None for dense, and why it is dense."""
-    convolutions = [name for name, m in layers.items() if isinstance(m, nn.Conv2d)]
-    wanted: dict[str, tuple[float | None, str]] = {}
+def _layers(model: nn.Module) -> dict[str, _Dense]:
+    found: dict[str, _Dense] = {
+        name: m
+        for name, m in model.named_modules()
+        if type(m) in (nn.Linear, nn.Conv1d, nn.Conv2d)  # a subclass may do more than its replacement
+    }
+    if not found:
+        raise ConfigError(f"{type(model).__name__} holds no linear or convolution layer to make sparse")
+    return found
+
+
+def _depthwise(layer: _Dense) -> bool:
+    return not isinstance(layer, nn.Linear) and layer.groups == layer.in_channels > 1
+
+
+def _wishes(model: nn.Module, layers: Mapping[str, _Dense], config: SparsityConfig) -> dict[str, _Wish]:
+    if config.d_out is not None:
+        return _by_degree(layers, config.d_out)
+    convolutions = [name for name, m in layers.items() if not isinstance(m, nn.Linear)]
+    users = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    wishes: dict[str, _Wish] = {}
     for name, m in layers.items():
         if config.keep_first and convolutions[:1] == [name]:
-            wanted[name] = (None, "first convolution, kept dense")
+            wishes[name] = _Wish(None, "first convolution, kept dense")
         elif config.keep_last and name == list(layers)[-1]:
-            wanted[name] = (None, "final classifier, kept dense")
-        elif isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1:
-            wanted[name] = (None, "depthwise, kept dense")
+            wishes[name] = _Wish(None, "final classifier, kept dense")
+        elif _depthwise(m):
+            wishes[name] = _Wish(None, "depthwise, kept dense")
+        elif users[id(m.weight)] > 1:
+            wishes[name] = _Wish(None, "shares its weight with another module, kept dense")
         else:
-            wanted[name] = (config.density, "")
+            wishes[name] = _Wish(1 / 4 if config.density is None else config.density)
     for pattern, density in config.overrides.items():
         matched = fnmatch.filter(layers, pattern)
         if not matched:
@@ -200,67 +131,153 @@ def _wanted(
                 f"override {pattern!r} matches no linear or convolution layer; did you mean {', '.join(near)}?"
             )
         for name in matched:
-            wanted[name] = (density, "kept dense as told" if density is None else "")
-    return wanted
+            wishes[name] = _Wish(density, "kept dense as told" if density is None else "")
+    return wishes
 
 
-def _converted(
-    name: str, layer: nn.Linear | nn.Conv2d, asked: float | None, index: int, config: SparsityConfig
-) -> SparseLinear | SparseConv2d | None:
-    """The sparse layer in place of a dense one; None to keep it dense."""
-    if asked is None:
-        return None
-    if isinstance(layer, nn.Conv2d):
-        n_left, n_right = layer.in_channels // layer.groups, layer.out_channels // layer.groups
-    else:
-        n_left, n_right = layer.in_features, layer.out_features
+def _by_degree(layers: Mapping[str, _Dense], degrees: tuple[int | None, ...]) -> dict[str, _Wish]:
+    """The paper's way: one out-degree per layer."""
+    named = [name for name, m in layers.items() if not _depthwise(m)]
+    if len(named) != len(degrees):
+        raise ConfigError(
+            f"d_out holds {len(degrees)} entries for {len(named)} layers; one each is needed (None keeps a layer "
+            f"dense): {', '.join(named)}"
+        )
+    wishes = {name: _Wish(None, "depthwise, kept dense") for name in layers}
+    for name, d_out in zip(named, degrees, strict=True):
+        if d_out is None:
+            wishes[name] = _Wish(None, "kept dense as told")
+            continue
+        try:
+            wishes[name] = _Wish(density_from_d_out(*_sides(layers[name]), d_out).density)
+        except DensityError as error:
+            raise DensityError(f"layer {name!r}: {error}") from error
+    return wishes
+
+
+def _shared(
+    layers: Mapping[str, _Dense], wishes: Mapping[str, _Wish], config: SparsityConfig, places: Mapping[str, int]
+) -> dict[str, _Wish]:
+    """The wishes with the budget's densities, for all layers that are neither exceptions nor overridden."""
+    what, budget = ("weights", config.max_weights) if config.max_macs is None else ("MACs", config.max_macs)
+    assert budget is not None
+    told = {name for pattern in config.overrides for name in fnmatch.filter(layers, pattern)}
+    free = [name for name, wish in wishes.items() if wish.density is not None and name not in told]
+    shares = []
+    fixed = 0
+    for name, layer in layers.items():
+        cost = layer.weight.numel() * (places.get(name, 0) if what == "MACs" else 1)
+        if name in free:
+            shares.append(Share(name, cost, tuple(_possible(layer, config))))
+        else:
+            met = _pattern(name, layer, wishes[name].density, 0, config)
+            fixed += cost if met is None else int(cost * met.density)
+    if not shares:
+        raise ConfigError(f"no layer is left to share the budget of {budget:,} {what}; all are kept dense or told")
     try:
-        met = nearest_density(n_left, n_right, asked, blocks=config.blocks, max_blocks=config.max_blocks)
+        densities = share_budget(shares, budget - fixed)
+    except DensityError as error:
+        others = f"; {fixed:,} belong to layers that are kept dense or told" if fixed else ""
+        raise DensityError(
+            f"a budget of {budget:,} {what} leaves {budget - fixed:,} for {len(shares)} layers, and {error}"
+            f"{others}"
+        ) from error
+    return {**wishes, **{share.name: _Wish(d) for share, d in zip(shares, densities, strict=True)}}
+
+
+def _possible(layer: _Dense, config: SparsityConfig) -> list[Fraction]:
+    sides = _sides(layer)
+    if config.pattern != "block":
+        return admissible_densities(*sides)
+    return block_densities(*sides, blocks=config.blocks, max_blocks=config.max_blocks, width=NARROW)
+
+
+def _sides(layer: _Dense) -> tuple[int, int]:
+    """Left and right neurons that a pattern joins: features, or the channels of one group."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels // layer.groups, layer.out_channels // layer.groups
+
+
+def _pattern(
+    name: str, layer: _Dense, density: float | Fraction | None, index: int, config: SparsityConfig
+) -> Any:
+    """The layer's pattern; None to keep it dense."""
+    if density is None:
+        return None
+    alternated: Layout = "strided" if index % 2 else "contiguous"
+    try:
+        pattern = make_pattern(
+            config.pattern,
+            *_sides(layer),
+            density,
+            blocks=config.blocks,
+            max_blocks=config.max_blocks,
+            layout=alternated if config.layout == "alternate" else config.layout,
+            seed=config.seed + index,
+        )
     except DensityError as error:
         raise DensityError(
             f"layer {name!r}: {error}. Give it another density, or keep it dense with None, in "
             f"SparsityConfig(overrides={{{name!r}: …}})"
         ) from error
-    if met.joined == met.blocks:
+    return None if pattern.density == 1 else pattern
+
+
+def _converted(
+    name: str, layer: _Dense, density: float | Fraction | None, index: int, config: SparsityConfig
+) -> SparseLayer | None:
+    """The sparse layer in place of a dense one, with fresh weights; None to keep it dense."""
+    pattern = _pattern(name, layer, density, index, config)
+    if pattern is None:
         return None
-    alternated: Layout = "strided" if index % 2 else "contiguous"
-    layout = alternated if config.layout == "alternate" else config.layout
-    return _sparse_layer(layer, met, layout, config.seed + index)
+    made: SparseLayer
+    if isinstance(layer, nn.Linear):
+        made = SparseLinear.from_dense(layer, pattern)
+    elif isinstance(layer, nn.Conv1d):
+        made = SparseConv1d.from_dense(layer, pattern)
+    else:
+        made = SparseConv2d.from_dense(layer, pattern)
+    made.reset_parameters()
+    return made
 
 
 def _row(
     name: str,
-    layer: nn.Linear | nn.Conv2d,
-    replacement: SparseLinear | SparseConv2d | None,
-    asked: float | None,
-    why: str,
+    layer: _Dense,
+    replacement: SparseLayer | None,
+    wish: _Wish,
+    config: SparsityConfig,
     places: int | None,
 ) -> LayerReport:
     dense = layer.weight.numel()
     kept = dense if replacement is None else replacement.weight.numel()
-    notes = [why] if why else []
-    if replacement is None:
-        pattern = None
-        if asked is not None:
-            notes.append("density 1, kept dense")
-    else:
+    notes = [wish.why] if wish.why else []
+    blocks: int | None = 1
+    layout, given = "-", 1.0
+    if replacement is None and wish.density is not None:
+        notes.append("density 1, kept dense")
+    if replacement is not None:
         pattern = replacement.pattern
-        if not math.isclose(asked or 0, float(pattern.density), rel_tol=1e-9):
-            notes.append(f"density {asked:g} asked, {pattern.density} given")
-        if min(pattern.n_left, pattern.n_right) // pattern.blocks < NARROW:
-            notes.append(f"narrow: under {NARROW} neurons per block run slowly")
-    if isinstance(layer, nn.Conv2d):
-        shape = f"{layer.in_channels}→{layer.out_channels} {layer.kernel_size[0]}x{layer.kernel_size[1]}"
-    else:
+        given, blocks, layout = float(pattern.density), None, pattern.name
+        if wish.density is not None and not math.isclose(wish.density, given, rel_tol=1e-9):
+            notes.append(f"density {float(wish.density):g} asked, {pattern.density} given")
+        if isinstance(pattern, BlockPattern):
+            blocks, layout = pattern.blocks, pattern.layout
+            if min(pattern.n_left, pattern.n_right) // pattern.blocks < NARROW:
+                notes.append(f"narrow: under {NARROW} neurons per block run slowly")
+    if isinstance(layer, nn.Linear):
         shape = f"{layer.in_features}→{layer.out_features}"
+    else:
+        shape = f"{layer.in_channels}→{layer.out_channels} {'x'.join(map(str, layer.kernel_size))}"
     return LayerReport(
         name=name,
         kind=type(replacement or layer).__name__,
         shape=shape,
-        asked=asked,
-        given=1.0 if pattern is None else float(pattern.density),
-        blocks=1 if pattern is None else pattern.blocks,
-        layout="-" if pattern is None else pattern.layout,
+        asked=None if wish.density is None else float(wish.density),
+        given=given,
+        blocks=blocks,
+        layout=layout,
         weights_dense=dense,
         weights=kept,
         macs_dense=None if places is None else dense * places,
@@ -269,57 +286,26 @@ def _row(
     )
 
 
-def _sparse_layer(
-    layer: nn.Linear | nn.Conv2d, met: BlockDensity, layout: Layout, seed: int
-) -> SparseLinear | SparseConv2d:
-    pattern = make_pattern(met, layout=layout, seed=seed)
-    bias, device, dtype = layer.bias is not None, layer.weight.device, layer.weight.dtype
-    if isinstance(layer, nn.Linear):
-        return SparseLinear(
-            layer.in_features,
-            layer.out_features,
-            met.density,
-            pattern=pattern,
-            bias=bias,
-            device=device,
-            dtype=dtype,
-        )
-    return SparseConv2d(
-        layer.in_channels,
-        layer.out_channels,
-        (layer.kernel_size[0], layer.kernel_size[1]),
-        met.density,
-        stride=(layer.stride[0], layer.stride[1]),
-        padding=layer.padding if isinstance(layer.padding, str) else (layer.padding[0], layer.padding[1]),
-        dilation=(layer.dilation[0], layer.dilation[1]),
-        groups=layer.groups,
-        padding_mode=layer.padding_mode,
-        pattern=pattern,
-        bias=bias,
-        device=device,
-        dtype=dtype,
-    )
-
-
-def _output_places(
-    model: nn.Module, layers: Mapping[str, nn.Linear | nn.Conv2d], example_input: Tensor | None
-) -> dict[str, int]:
+def _output_places(model: nn.Module, layers: Mapping[str, _Dense], example_input: Any) -> dict[str, int]:
     """How often each layer's weights are used for one sample: its output places, 1 for a plain linear."""
-    if example_input is None:
-        return {}
-    places: dict[str, int] = {}
+    places: dict[str, int] = dict.fromkeys(layers, 0)
     hooks = []
     for name, layer in layers.items():
 
         def hook(m: nn.Module, _: Any, out: Tensor, name: str = name) -> None:
             per_sample = out[0].numel()
-            outputs = m.out_channels if isinstance(m, nn.Conv2d) else out.shape[-1]
-            places[name] = places.get(name, 0) + per_sample // int(outputs)
+            outputs = out.shape[-1] if isinstance(m, nn.Linear) else m.out_channels
+            places[name] += per_sample // int(outputs)  # type: ignore[arg-type]
 
         hooks.append(layer.register_forward_hook(hook))
     try:
         with eval_mode(model), torch.no_grad():
-            model(example_input)
+            if isinstance(example_input, Mapping):
+                model(**example_input)
+            elif isinstance(example_input, tuple):
+                model(*example_input)
+            else:
+                model(example_input)
     finally:
         for handle in hooks:
             handle.remove()
