@@ -21,7 +21,7 @@ from offramp.bundle.bundle import Bundle
 from offramp.bundle.export import export
 from offramp.bundle.manifest import Preprocessing
 from offramp.bundle.preprocessing import preprocess
-from offramp.datasets import ImageData, image_folder, mnist, mnist_subset
+from offramp.datasets import IDX_SETS, ImageData, cifar10, idx_set, image_folder, mnist_subset
 from offramp.errors import ConfigError, DatasetError
 from offramp.exits.evaluation import calibrate, evaluate
 from offramp.exits.heads import PooledHead
@@ -87,8 +87,11 @@ class Trained:
 def load_splits(data: str = "mnist-subset", *, size: int = 28, color: bool = True, seed: int = 0) -> Splits:
     """A data set by name, or a folder with one folder of images per class.
 
+    A data set's test images stay whole: the images held out are training images.
+
     Args:
-        data: "mnist-subset" (inside the package), "mnist", or a path.
+        data: "mnist-subset" (inside the package), "mnist", "fashion-mnist", "kmnist", "cifar10", or a path; a
+            name goes before a folder that is called alike, which `./mnist` still reaches.
         size: For a folder, the side in pixels that its images are resized to.
         color: For a folder, whether three channels are kept.
         seed: Chooses which images are held out.
@@ -98,15 +101,20 @@ def load_splits(data: str = "mnist-subset", *, size: int = 28, color: bool = Tru
         ConfigError: An image size below 16.
     """
     rng = np.random.RandomState(seed % 2**32)
-    if data in ("mnist-subset", "mnist"):
-        whole, test = mnist_subset() if data == "mnist-subset" else mnist()
+    if data in ("mnist-subset", *IDX_SETS):
+        whole, test = mnist_subset() if data == "mnist-subset" else idx_set(data)
         order, held = rng.permutation(len(whole)), HELD_OUT
         preprocessing = Preprocessing(color="grey", height=28, width=28)
+    elif data == "cifar10":
+        whole, test = cifar10()
+        order, held = rng.permutation(len(whole)), HELD_OUT
+        preprocessing = Preprocessing(color="rgb", height=32, width=32)
     else:
         if size < 16:
             raise ConfigError(f"the network needs images of at least 16 pixels a side, not {size}")
         if not Path(data).exists():
-            raise DatasetError(f"there is no data set and no folder {data!r}; known: mnist-subset, mnist")
+            known = ", ".join(("mnist-subset", *IDX_SETS, "cifar10"))
+            raise DatasetError(f"there is no data set and no folder {data!r}; known: {known}")
         every = image_folder(data, (size, size), color=color)
         if len(every) < 100:
             raise DatasetError(f"{data} holds {len(every)} images; training needs at least 100")

@@ -1,37 +1,18 @@
 from __future__ import annotations
 
-import gzip
 import hashlib
-import importlib.util
 import io
-import lzma
-import os
-import shutil
-import threading
 import warnings
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from offramp.datasets import MNIST_FILES, ImageData, class_balanced, image_folder, load_image, mnist
+from offramp.datasets import ImageData, class_balanced, image_folder, load_image
 from offramp.errors import ConfigError, DatasetError
-
-ROOT = Path(__file__).parents[2]
-GIVEN = Path(os.environ.get("OFFRAMP_DATA", "/nowhere")) / "mnist"
-
-needs_mnist = pytest.mark.skipif(
-    not all((GIVEN / f"{name}.gz").is_file() for name in MNIST_FILES),
-    reason="all of MNIST is needed: name the folder that holds `mnist` in OFFRAMP_DATA",
-)
-
 
 # --- the packaged digits ---------------------------------------------------------------------------------
 
@@ -72,147 +53,6 @@ def test_take(digits: tuple[ImageData, ImageData]) -> None:
         assert (part.images == test.images[index]).all()
         assert (part.labels == test.labels[index]).all()
         assert part.classes == test.classes
-
-
-# --- all of MNIST ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def full() -> tuple[ImageData, ImageData]:
-    return mnist()
-
-
-@needs_mnist
-def test_mnist_from_the_data_folder(full: tuple[ImageData, ImageData]) -> None:
-    for part, n in zip(full, (60_000, 10_000), strict=True):
-        assert (part.images.shape, part.images.dtype) == ((n, 28, 28), np.uint8)
-        assert (part.labels.shape, part.labels.dtype) == ((n,), np.int64)
-    assert full[0].labels[:5].tolist() == [5, 0, 4, 1, 9]  # as on MNIST's own page
-    assert full[1].labels[:5].tolist() == [7, 2, 1, 0, 4]
-
-
-@needs_mnist
-def test_the_subsets_images_are_mnists(
-    full: tuple[ImageData, ImageData], digits: tuple[ImageData, ImageData]
-) -> None:
-    for part, whole in zip(digits, full, strict=True):
-        known = {(image.tobytes(), label) for image, label in zip(whole.images, whole.labels, strict=True)}
-        assert {(i.tobytes(), label) for i, label in zip(part.images, part.labels, strict=True)} <= known
-
-
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_mnist_subset", ROOT / "scripts" / "make_mnist_subset.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@needs_mnist
-def test_the_script_makes_the_subset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The content; how tightly xz packs it may differ from version to version."""
-    maker = script()
-    monkeypatch.setattr(lzma, "compress", lambda plain, **_: plain)
-    made = np.load(io.BytesIO(maker.packed_subset()), allow_pickle=False)
-    monkeypatch.undo()
-    shipped = np.load(io.BytesIO(lzma.decompress(maker.TARGET.read_bytes())), allow_pickle=False)
-    assert sorted(made) == sorted(shipped)
-    for name in made:
-        assert made[name].dtype == shipped[name].dtype
-        assert (made[name] == shipped[name]).all()
-
-
-def first_file(folder: Path, content: bytes) -> Path:
-    (folder / "mnist").mkdir(parents=True)
-    path = folder / "mnist" / "train-images-idx3-ubyte.gz"
-    path.write_bytes(content)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (gzip.compress(b"altered"), "is not MNIST's: .*md5"),
-        (b"not gzip", "is not a gzipped file"),
-        (gzip.compress(b"x" * 1000)[:-9], "is not a gzipped file"),
-        (b"", "is not"),
-        (gzip.compress(b"abc")[:12] + b"\xff\xff\xff" + gzip.compress(b"abc")[15:], "is not"),
-    ],
-    ids=["altered", "other", "cut short", "empty", "broken inside"],
-)
-def test_an_altered_file_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
-) -> None:
-    path = first_file(tmp_path, content)
-    monkeypatch.setenv("OFFRAMP_DATA", str(tmp_path))
-    with pytest.raises(DatasetError, match=f"{path} {message}"):
-        mnist(cache=tmp_path / "cache", url="http://127.0.0.1:9/")
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        """Says nothing."""
-
-
-@pytest.fixture
-def mirror(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A web server of our own, and the folder that it serves."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/", folder
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-@pytest.fixture
-def no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OFFRAMP_DATA", raising=False)
-
-
-@pytest.mark.usefixtures("no_data_folder")
-def test_a_download_with_another_checksum_is_refused(mirror: tuple[str, Path], tmp_path: Path) -> None:
-    url, served = mirror
-    (served / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"something else"))
-    with pytest.raises(DatasetError, match=rf"cannot get train-images-idx3-ubyte\.gz from {url}.*OFFRAMP_DATA"):
-        mnist(url=url, cache=tmp_path / "cache")
-    assert not list((tmp_path / "cache").glob("*ubyte.gz"))
-
-
-@pytest.mark.usefixtures("no_data_folder")
-def test_a_download_that_is_not_there_is_refused(mirror: tuple[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="404"):
-        mnist(url=mirror[0], cache=tmp_path / "cache")
-
-
-@pytest.mark.usefixtures("no_data_folder")
-def test_a_server_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="cannot get"):
-        mnist(url="http://127.0.0.1:9/", cache=tmp_path / "cache")
-
-
-@needs_mnist
-def test_a_download_is_kept(
-    mirror: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: tuple[ImageData, ImageData]
-) -> None:
-    url, served = mirror
-    for name, (_, plain_md5) in MNIST_FILES.items():
-        shutil.copy(GIVEN / f"{name}.gz", served)
-        packed_md5 = hashlib.md5((served / f"{name}.gz").read_bytes(), usedforsecurity=False).hexdigest()
-        monkeypatch.setitem(MNIST_FILES, name, (packed_md5, plain_md5))  # it may have been packed again
-    monkeypatch.delenv("OFFRAMP_DATA")
-    got = mnist(url=url, cache=tmp_path / "cache")
-    assert all((a.images == b.images).all() for a, b in zip(got, full, strict=True))
-    for name in MNIST_FILES:
-        (served / f"{name}.gz").unlink()
-    again = mnist(url=url, cache=tmp_path / "cache")  # from the cache
-    assert (again[1].labels == full[1].labels).all()
 
 
 # --- folders of images -----------------------------------------------------------------------------------
