@@ -86,6 +86,18 @@ def test_help_names_every_command_and_teaches():
         assert len(offramp(command, "--help").stdout.splitlines()) > 5
 
 
+def test_help_loads_nothing_heavy():
+    program = (
+        "import atexit, sys\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'matplotlib', 'numpy'}\n"
+        "atexit.register(lambda: print(heavy & set(sys.modules)))\n"
+        "from offramp import cli\n"
+        "cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("set()\n")
+
+
 def test_the_module_is_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "offramp", "--version"], capture_output=True, text=True, check=True
@@ -159,6 +171,10 @@ def test_a_broken_input_fails_alone_and_nothing_is_lost(tmp_path, digits_bundle,
         (["run", "{bundle}", "{images}", "--out", "{empty}/no/where"], 2, "cannot write"),
         (["run", "{bundle}", "{images}", "--deadline-ms", "0"], 2, "deadline"),
         (["inspect", "{text}"], 1, "no bundle directory"),
+        (["inspect", "{bundle}", "--patterns", "{new}"], 2, ".svg or .png"),
+        (["inspect", "{bundle}", "--patterns", "{new}.pdf"], 2, ".svg or .png"),
+        (["inspect", "{bundle}", "--patterns", "{new}/patterns.svg"], 2, "cannot write"),
+        (["inspect", "{text}", "--patterns", "{new}.svg"], 1, "no bundle directory"),
         (["profile", "{bundle}", "--server", "127.0.0.1:{closed}"], 1, "127.0.0.1"),
         (["serve", "{bundle}", "--provider", "abacus"], 2, "available: cpu"),
         (["link", "--to", "127.0.0.1:9", "--rate", "fast"], 2, "10mbit"),

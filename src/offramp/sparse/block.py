@@ -36,7 +36,7 @@ class BlockPattern(Pattern):
 
     Raises:
         DensityError: Numbers that do not divide.
-        ConfigError: An unknown layout.
+        ConfigError: An unknown layout, or a field that is not of its type.
     """
 
     name: ClassVar[str] = "block"
@@ -50,6 +50,7 @@ class BlockPattern(Pattern):
     d_out: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.blocks < 1 or self.n_left % self.blocks or self.n_right % self.blocks:
             raise DensityError(
                 f"{self.blocks} blocks do not divide both {self.n_left} and {self.n_right} neurons evenly"

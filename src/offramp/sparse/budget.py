@@ -9,7 +9,7 @@ from fractions import Fraction
 from offramp.errors import DensityError
 from offramp.sparse.density import admissible_densities
 
-__all__ = ["GROWTH", "Share", "share_budget"]
+__all__ = ["GROWTH", "Share", "block_densities", "least_cost", "share_budget"]
 
 #: The last junction's density over the first one's, before rounding.
 GROWTH = 2
@@ -35,7 +35,7 @@ def share_budget(layers: Sequence[Share], budget: int) -> list[Fraction]:
 
     The rule: ρ_i = t·(1 + (GROWTH - 1)·i/(L - 1)), at most 1, each rounded down to what the layer may take, with
     the largest t that the budget allows. What rounding left is spent from the last layer to the first, each
-    going up by one step if it can be paid. That later junctions need more density is a trend that Dey et al.
+    going up by one step if it can be paid and the layer does not become denser than the next. That later junctions need more density is a trend that Dey et al.
     report (arXiv 1812.01164); the paper's own degrees 2, 9, 10 for 800-40-40-10 follow it.
 
     Args:
@@ -45,7 +45,7 @@ def share_budget(layers: Sequence[Share], budget: int) -> list[Fraction]:
     Raises:
         DensityError: Less than the smallest densities cost.
     """
-    least = sum(int(layer.cost * layer.densities[0]) for layer in layers)
+    least = least_cost(layers)
     if budget < least:
         raise DensityError(f"at least {least:,} are needed: {_listed(layers)}")
     steps = max(1, len(layers) - 1)
@@ -71,10 +71,16 @@ def share_budget(layers: Sequence[Share], budget: int) -> list[Fraction]:
             high = middle - 1
     found = rounded(rises[low] if low >= 0 else Fraction(0))
     for i in reversed(range(len(layers))):
+        most = found[i + 1] if i + 1 < len(layers) else Fraction(1)
         step = next((d for d in layers[i].densities if d > found[i]), None)
-        if step is not None and cost([*found[:i], step, *found[i + 1 :]]) <= budget:
+        if step is not None and step <= most and cost([*found[:i], step, *found[i + 1 :]]) <= budget:
             found[i] = step
     return found
+
+
+def least_cost(layers: Sequence[Share]) -> int:
+    """What the layers cost at their smallest densities."""
+    return sum(int(layer.cost * layer.densities[0]) for layer in layers)
 
 
 def block_densities(

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import ConfigError, DensityError
-from offramp.sparse.density import density_from_d_out
+from offramp.sparse.density import density_from_d_out, divisors, listed
 from offramp.sparse.pattern import Pattern
 
 __all__ = ["ClashFreePattern"]
 
-#: Sweeps drawn again before giving up, where a draw may repeat a connection.
+#: Orders of the memories tried for a sweep before giving up, where connections may repeat.
 TRIES = 10_000
 
 
@@ -41,7 +41,7 @@ class ClashFreePattern(Pattern):
     Raises:
         DensityError: A d_out that gives no whole d_in, a z that does not divide n_left, or degrees for which
             no draw was found without a repeated connection.
-        ConfigError: A kind other than 1, 2, 3.
+        ConfigError: A kind other than 1, 2, 3, or a field that is not of its type.
     """
 
     name: ClassVar[str] = "clash_free"
@@ -55,11 +55,12 @@ class ClashFreePattern(Pattern):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         density_from_d_out(self.n_left, self.n_right, self.d_out)
         if self.z < 1 or self.n_left % self.z:
-            divisors = ", ".join(str(z) for z in range(1, self.n_left + 1) if self.n_left % z == 0)
             raise DensityError(
-                f"z={self.z} memories do not divide {self.n_left} left neurons; possible: {divisors}"
+                f"z={self.z} memories do not divide {self.n_left} left neurons; "
+                f"possible: {listed(divisors(self.n_left))}"
             )
         if self.kind not in (1, 2, 3):
             raise ConfigError(f"a clash-free pattern is of kind 1, 2 or 3, not {self.kind!r}")
@@ -78,9 +79,10 @@ class ClashFreePattern(Pattern):
             if sweeps and self.kind == 3:
                 sweeps.append(sweeps[0])
                 continue
+            taken = self._taken(sweeps)
             for _ in range(TRIES):
-                sweep = self._sweep(rng)
-                if not sweeps or not self._repeats(sweeps[-1], sweep, len(sweeps)):
+                sweep = self._sweep(rng, taken)
+                if sweep is not None:
                     break
             else:
                 raise DensityError(
@@ -114,20 +116,39 @@ class ClashFreePattern(Pattern):
         per_sweep = k * self.depth**self.z
         return int(per_sweep if self.kind == 3 else per_sweep**self.d_out)
 
-    def _sweep(self, rng: np.random.RandomState) -> NDArray[np.int64]:
-        """One sweep's reads, (depth, z)."""
-        memories = rng.permutation(self.z) if self.dither else np.arange(self.z)
-        if self.kind == 1:
-            addresses = np.stack([rng.permutation(self.depth) for _ in range(self.z)], axis=1)
-        else:
-            starts = rng.randint(self.depth, size=self.z)
-            addresses = (starts[None, :] + np.arange(self.depth)[:, None]) % self.depth
-        return addresses * self.z + memories[None, :]
+    def _taken(self, sweeps: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+        """What the right neuron that spans two sweeps has already joined."""
+        behind = len(sweeps) * self.n_left % self.d_in
+        return sweeps[-1].ravel()[-behind:] if behind else np.empty(0, np.int64)
 
-    def _repeats(self, before: NDArray[np.int64], sweep: NDArray[np.int64], done: int) -> bool:
-        """Whether the right neuron that spans two sweeps would join a left neuron twice."""
-        behind = done * self.n_left % self.d_in  # what that neuron has taken from the sweep before
-        if behind == 0:
-            return False
-        taken = before.ravel()[-behind:]
-        return bool(np.isin(sweep.ravel()[: self.d_in - behind], taken).any())
+    def _sweep(self, rng: np.random.RandomState, taken: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """One sweep's reads, (depth, z), whose first ones are none of those taken.
+
+        None if these memories in this order cannot do it. What is left to choose is drawn evenly: to draw all
+        of it, and again where a connection repeats, would take exponentially many draws.
+        """
+        z, depth = self.z, self.depth
+        memories = rng.permutation(z) if self.dither else np.arange(z)
+        # For the memory in each place: how many of its reads come first, and which addresses those leave out.
+        first = self.d_in - len(taken) if len(taken) else 0
+        heads = (first - np.arange(z) + z - 1) // z
+        closed = np.zeros((depth, z), dtype=np.bool_)
+        closed[taken // z, np.argsort(memories)[taken % z]] = True
+        rows = np.arange(depth)[:, None]
+        if self.kind == 1:
+            if (closed.sum(axis=0) + heads > depth).any():
+                return None
+            open_first = np.argsort(rng.random_sample((depth, z)) + closed, axis=0, kind="stable")
+            keys = np.where(rows < heads, rows - depth, rng.random_sample((depth, z)))
+            addresses = np.take_along_axis(open_first, np.argsort(keys, axis=0, kind="stable"), axis=0)
+        else:
+            closed_before = np.cumsum(np.concatenate([np.zeros((1, z)), closed, closed]), axis=0)
+            may_start = np.take_along_axis(closed_before, rows + heads, axis=0) == closed_before[:depth]
+            choices = may_start.sum(axis=0)
+            if not choices.all():
+                return None
+            nth = np.floor(rng.random_sample(z) * choices)
+            starts = np.argmax(np.cumsum(may_start, axis=0) > nth, axis=0)
+            addresses = (starts + rows) % depth
+        reads: NDArray[np.int64] = addresses * z + memories
+        return reads

@@ -89,7 +89,7 @@ def admissible_densities(n_left: int, n_right: int, *, max_blocks: int | None = 
         DensityError: A side without neurons.
     """
     g = _common_blocks(n_left, n_right)
-    found = {Fraction(k, blocks) for blocks in _divisors(g, max_blocks) for k in range(1, blocks + 1)}
+    found = {Fraction(k, blocks) for blocks in divisors(g, max_blocks) for k in range(1, blocks + 1)}
     return sorted(found)
 
 
@@ -118,16 +118,16 @@ def nearest_density(
     shape = f"{n_left}→{n_right}"
     g = _common_blocks(n_left, n_right)
     if blocks is not None:
-        if not _whole(blocks) or blocks < 1 or g % blocks:
+        if not is_whole(blocks) or blocks < 1 or g % blocks:
             raise DensityError(
                 f"blocks={blocks!r} does not divide gcd({n_left}, {n_right}) = {g}; "
-                f"possible: {_listed(_divisors(g, None))}"
+                f"possible: {listed(divisors(g, None))}"
             )
         counts = [int(blocks)]
     else:
-        if max_blocks is not None and (not _whole(max_blocks) or max_blocks < 1):
+        if max_blocks is not None and (not is_whole(max_blocks) or max_blocks < 1):
             raise DensityError(f"max_blocks must be a whole number of at least 1, not {max_blocks!r}")
-        counts = _divisors(g, max_blocks)
+        counts = divisors(g, max_blocks)
     candidates = [(min(max(round(asked * n), 1), n), n) for n in counts]
     joined, count = min(candidates, key=lambda kg: (round(abs(kg[0] / kg[1] - asked), 12), kg[1]))
     found = BlockDensity(n_left, n_right, joined, count, asked)
@@ -137,7 +137,7 @@ def nearest_density(
             within = f" with {blocks} blocks"
         else:
             within = "" if max_blocks is None else f" with at most {max_blocks} blocks"
-        possible = _listed(sorted({Fraction(k, n) for n in counts for k in range(1, n + 1)}))
+        possible = listed(sorted({Fraction(k, n) for n in counts for k in range(1, n + 1)}))
         why = "only 1 is possible" if only_dense else f"the nearest is {found.density}, more than a quarter off"
         raise DensityError(
             f"density {asked:g} cannot be met by a {shape} layer{within}: {why}. Possible: {possible}. "
@@ -159,10 +159,10 @@ def density_from_d_out(n_left: int, n_right: int, d_out: int) -> BlockDensity:
     """
     g = _common_blocks(n_left, n_right)
     step = n_right // g
-    if not _whole(d_out) or not 1 <= d_out <= n_right or d_out % step:
+    if not is_whole(d_out) or not 1 <= d_out <= n_right or d_out % step:
         raise DensityError(
             f"d_out={d_out!r} is not possible for a {n_left}→{n_right} layer: {n_left}·d_out must be a "
-            f"multiple of {n_right}. Possible: {_listed(range(step, n_right + 1, step))}"
+            f"multiple of {n_right}. Possible: {listed(range(step, n_right + 1, step))}"
         )
     ratio = Fraction(int(d_out), n_right)
     return BlockDensity(n_left, n_right, ratio.numerator, ratio.denominator, float(ratio))
@@ -174,7 +174,7 @@ def _common_blocks(n_left: int, n_right: int) -> int:
     return math.gcd(n_left, n_right)
 
 
-def _whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
     """Whether this is a whole number, NumPy's included."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
@@ -189,12 +189,15 @@ def _checked(density: float | Fraction) -> float:
     return value
 
 
-def _divisors(g: int, most: int | None) -> list[int]:
-    return [n for n in range(1, (g if most is None else min(g, most)) + 1) if g % n == 0]
+def divisors(n: int, most: int | None = None) -> list[int]:
+    """What divides n evenly, ascending; up to `most` if given."""
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    found = [*small, *(n // d for d in reversed(small) if d * d != n)]
+    return found if most is None else [d for d in found if d <= most]
 
 
-def _listed(values: list[Fraction] | list[int] | range) -> str:
-    shown = [str(v) for v in values]
-    if len(shown) > 16:  # both ends tell the range
-        shown = [*shown[:10], "…", *shown[-3:]]
-    return ", ".join(shown)
+def listed(values: list[Fraction] | list[int] | range) -> str:
+    """Values for a message; of many, both ends tell the range."""
+    if len(values) > 16:
+        return ", ".join([*map(str, values[:10]), "…", *map(str, values[-3:])])
+    return ", ".join(map(str, values))

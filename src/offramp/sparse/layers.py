@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from offramp.errors import ConfigError, InputError, PatternError
 from offramp.sparse.block import BlockPattern, Layout
@@ -44,11 +46,19 @@ class SparseLayer(nn.Module):
 
     def _set_pattern(self, pattern: Pattern, device: torch.device | str | None) -> None:
         self.pattern = pattern
-        if isinstance(pattern, BlockPattern):
-            joins = torch.from_numpy(pattern.left_blocks.ravel())
-        else:
-            joins = torch.from_numpy(pattern.left_of).to(torch.int32)  # half of what a runtime needs, in files
-        self.register_buffer("joins", joins.to(device), persistent=False)
+        self.register_buffer("joins", self._joined().clone().to(device), persistent=False)  # NumPy keeps its own
+
+    def _joined(self) -> Tensor:
+        if isinstance(self.pattern, BlockPattern):
+            return torch.from_numpy(self.pattern.left_blocks.ravel())
+        return torch.from_numpy(self.pattern.left_of).to(torch.int32)  # half of what a runtime needs, in files
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves or casts the layer; `to_empty` leaves garbage in every tensor, which no checkpoint would mend."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if not self.joins.is_meta:
+            self.joins.copy_(self._joined())
+        return self
 
     @property
     def fan_in(self) -> int:
@@ -79,8 +89,7 @@ class SparseLayer(nn.Module):
             self._store(dense[:, order, left].flatten(0, 1))
             if self.bias is not None and layer.bias is not None:
                 self.bias.copy_(layer.bias)
-        self.train(layer.training)
-        self.weight.requires_grad_(layer.weight.requires_grad)
+        _as_before(layer, self)
 
     def _places(self, rows: Tensor) -> tuple[int, Tensor, Tensor]:
         """Groups, and as index pairs the left and right neurons of every row's values."""
@@ -127,6 +136,8 @@ class SparseLayer(nn.Module):
                 f"network, and take the values over with {type(self).__name__}.from_dense"
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if self.joins.device != self.weight.device:  # with assign=True weights come from another device
+            self.joins = self._joined().clone().to(self.weight.device)
 
     def _described(self) -> str:
         p = self.pattern
@@ -304,13 +315,23 @@ def put_dense(sparse: SparseLayer, layer: nn.Linear | nn.Conv1d | nn.Conv2d) -> 
         layer.weight.copy_(sparse.dense_weight())
         if sparse.bias is not None and layer.bias is not None:
             layer.bias.copy_(sparse.bias)
-    layer.train(sparse.training)
+    _as_before(sparse, layer)
+
+
+def _as_before(old: nn.Module, new: nn.Module) -> None:
+    """Whether a layer and each of its parameters train."""
+    new.train(old.training)
+    for mine, theirs in ((new.weight, old.weight), (new.bias, old.bias)):
+        if isinstance(mine, nn.Parameter) and isinstance(theirs, nn.Parameter):
+            mine.requires_grad_(theirs.requires_grad)
 
 
 def _recipe(state: Any, layer: str) -> dict[str, Any]:
     try:
+        if state.dtype != torch.uint8 or state.dim() != 1:
+            raise TypeError(f"it is of type {state.dtype} and shape {tuple(state.shape)}")
         found = json.loads(bytes(state.cpu().tolist()))
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
         raise PatternError(
             f"{layer}: the checkpoint holds no pattern's recipe that can be read: {error}"
         ) from error

@@ -12,9 +12,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.sparse.density import Junction
+from offramp.errors import ConfigError, DensityError
+from offramp.sparse.density import Junction, is_whole
 
 __all__ = ["Pattern"]
+
+#: Layers keep the joined neurons as 32-bit numbers.
+MOST_NEURONS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,30 @@ class Pattern(Junction, ABC):
 
     #: What recipes call this kind of pattern.
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Checks the fields' types, for a recipe may come from anywhere, and makes NumPy's numbers Python's own.
+
+        Raises:
+            ConfigError: A field that is not of its type.
+            DensityError: A side without neurons, or with too many.
+        """
+        for f in fields(self):
+            if not f.init:
+                continue
+            value = getattr(self, f.name)
+            if f.type == "int":
+                if not is_whole(value):
+                    raise ConfigError(f"{f.name} of a {self.name} pattern is a whole number, not {value!r}")
+                object.__setattr__(self, f.name, int(value))
+            elif f.type == "bool" and not isinstance(value, bool):
+                raise ConfigError(f"{f.name} of a {self.name} pattern is True or False, not {value!r}")
+        for n in (self.n_left, self.n_right):
+            if not 1 <= n <= MOST_NEURONS:
+                raise DensityError(
+                    f"a pattern joins 1 to {MOST_NEURONS:,} neurons on either side, not "
+                    f"{self.n_left}→{self.n_right}"
+                )
 
     @property
     @abstractmethod

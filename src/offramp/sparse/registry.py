@@ -72,12 +72,15 @@ def pattern_from_recipe(recipe: dict[str, Any]) -> Pattern:
     """Rebuilds a pattern from `Pattern.recipe()`.
 
     Raises:
-        ConfigError: A recipe of an unknown kind, or with missing or unknown entries.
+        ConfigError: A recipe of an unknown kind, or with missing, unknown or impossible entries.
     """
+    if not isinstance(recipe, dict):
+        raise ConfigError(f"a pattern's recipe is a dict, not {recipe!r}")
     rest = dict(recipe)
-    kind = _KINDS.get(rest.pop("pattern", None) or "")
+    name = rest.pop("pattern", None)
+    kind = _KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise ConfigError(f"unknown pattern {recipe.get('pattern')!r}; known: {', '.join(_KINDS)}")
+        raise ConfigError(f"unknown pattern {name!r}; known: {', '.join(_KINDS)}")
     try:
         return kind(**rest)
     except TypeError as error:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from offramp.errors import ConfigError, DensityError, LayerNameError
 from offramp.evalmode import eval_mode
 from offramp.sparse.block import BlockPattern, Layout
-from offramp.sparse.budget import Share, block_densities, share_budget
+from offramp.sparse.budget import Share, block_densities, least_cost, share_budget
 from offramp.sparse.config import SparsityConfig
 from offramp.sparse.convolution import SparseConv1d, SparseConv2d
 from offramp.sparse.density import admissible_densities, density_from_d_out
@@ -29,6 +29,18 @@ __all__ = ["sparsify_"]
 
 #: Fewer neurons per block than this make the kernels slow (docs/decisions/0002).
 NARROW = 16
+
+#: Where a module keeps what its users want called.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
 
 _Dense = nn.Linear | nn.Conv1d | nn.Conv2d
 
@@ -68,13 +80,13 @@ def sparsify_(
         raise ConfigError("max_macs needs an example_input, from which multiply-accumulates are counted")
     places = {} if example_input is None else _output_places(model, layers, example_input)
     wishes = _wishes(model, layers, config)
-    if config.max_weights is not None or config.max_macs is not None:
-        wishes = _shared(layers, wishes, config, places)
     if model in layers.values() and wishes[""].density is not None:
         raise ConfigError(
             "the model is one layer, which cannot be replaced in place; use SparseLinear, SparseConv1d or "
             "SparseConv2d"
         )
+    if config.max_weights is not None or config.max_macs is not None:
+        wishes = _shared(layers, wishes, config, places)
     rows: list[LayerReport] = []
     replacements: dict[nn.Module, SparseLayer] = {}
     for name, layer in layers.items():
@@ -82,20 +94,31 @@ def sparsify_(
         rows.append(_row(name, layer, replacement, wishes[name], config, places.get(name)))
         if replacement is not None:
             replacements[layer] = replacement
+    _replace(model, replacements)
+    return SparsityReport(tuple(rows))
+
+
+def _replace(model: nn.Module, replacements: Mapping[nn.Module, SparseLayer]) -> None:
     for parent in list(model.modules()):
         for child_name, child in list(parent._modules.items()):  # named_children leaves out a second mention
-            if child in replacements:
+            if child is not None and child in replacements:
                 setattr(parent, child_name, replacements[child])
                 if isinstance(parent, nn.TransformerEncoderLayer):
                     parent.activation_relu_or_gelu = 0  # its fused path would read dense weights
-    return SparsityReport(tuple(rows))
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, SparseLayer) for m in module.modules()):
+            module.enable_nested_tensor = module.use_nested_tensor = False  # only the fused path takes them
+    for layer, replacement in replacements.items():
+        for hooks in _HOOKS:  # the tables themselves, so that handles still remove their hooks
+            setattr(replacement, hooks, getattr(layer, hooks))
 
 
 def _layers(model: nn.Module) -> dict[str, _Dense]:
     found: dict[str, _Dense] = {
         name: m
         for name, m in model.named_modules()
-        if type(m) in (nn.Linear, nn.Conv1d, nn.Conv2d)  # a subclass may do more than its replacement
+        # A subclass may do more than its replacement, and so may one whose weight is made anew at every call.
+        if type(m) in (nn.Linear, nn.Conv1d, nn.Conv2d) and "weight" in m._parameters
     }
     if not found:
         raise ConfigError(f"{type(model).__name__} holds no linear or convolution layer to make sparse")
@@ -163,33 +186,34 @@ def _shared(
     assert budget is not None
     told = {name for pattern in config.overrides for name in fnmatch.filter(layers, pattern)}
     free = [name for name, wish in wishes.items() if wish.density is not None and name not in told]
-    shares = []
     fixed = 0
-    for name, layer in layers.items():
-        cost = layer.weight.numel() * (places.get(name, 0) if what == "MACs" else 1)
-        if name in free:
-            shares.append(Share(name, cost, tuple(_possible(layer, config))))
-        else:
-            met = _pattern(name, layer, wishes[name].density, 0, config)
-            fixed += cost if met is None else int(cost * met.density)
-    if not shares:
+    costs = {name: m.weight.numel() * (places.get(name, 0) if what == "MACs" else 1) for name, m in layers.items()}
+    for name in set(layers) - set(free):
+        met = _pattern(name, layers[name], wishes[name].density, 0, config)
+        fixed += costs[name] if met is None else int(costs[name] * met.density)
+    if not free:
         raise ConfigError(f"no layer is left to share the budget of {budget:,} {what}; all are kept dense or told")
+    for width in (NARROW, 8, 4, 2, 1):  # narrow blocks only where the budget cannot do without
+        shares = [Share(name, costs[name], tuple(_possible(layers[name], config, width))) for name in free]
+        if least_cost(shares) <= budget - fixed:
+            break
     try:
         densities = share_budget(shares, budget - fixed)
     except DensityError as error:
         others = f"; {fixed:,} belong to layers that are kept dense or told" if fixed else ""
+        more = ". More max_blocks allow lower densities" if config.pattern == "block" else ""
         raise DensityError(
             f"a budget of {budget:,} {what} leaves {budget - fixed:,} for {len(shares)} layers, and {error}"
-            f"{others}"
+            f"{others}{more}"
         ) from error
     return {**wishes, **{share.name: _Wish(d) for share, d in zip(shares, densities, strict=True)}}
 
 
-def _possible(layer: _Dense, config: SparsityConfig) -> list[Fraction]:
+def _possible(layer: _Dense, config: SparsityConfig, width: int) -> list[Fraction]:
     sides = _sides(layer)
     if config.pattern != "block":
         return admissible_densities(*sides)
-    return block_densities(*sides, blocks=config.blocks, max_blocks=config.max_blocks, width=NARROW)
+    return block_densities(*sides, blocks=config.blocks, max_blocks=config.max_blocks, width=width)
 
 
 def _sides(layer: _Dense) -> tuple[int, int]:
@@ -217,10 +241,14 @@ def _pattern(
             seed=config.seed + index,
         )
     except DensityError as error:
-        raise DensityError(
-            f"layer {name!r}: {error}. Give it another density, or keep it dense with None, in "
-            f"SparsityConfig(overrides={{{name!r}: …}})"
-        ) from error
+        if config.d_out is not None:
+            way = f"Leave out blocks={config.blocks}, or change the layer's entry in SparsityConfig(d_out=…)"
+        else:
+            way = (
+                "Give it another density, or keep it dense with None, in "
+                f"SparsityConfig(overrides={{{name!r}: …}})"
+            )
+        raise DensityError(f"layer {name!r}: {error}. {way}") from error
     return None if pattern.density == 1 else pattern
 
 
@@ -288,16 +316,16 @@ def _row(
 
 def _output_places(model: nn.Module, layers: Mapping[str, _Dense], example_input: Any) -> dict[str, int]:
     """How often each layer's weights are used for one sample: its output places, 1 for a plain linear."""
-    places: dict[str, int] = dict.fromkeys(layers, 0)
+    uses: dict[str, int] = dict.fromkeys(layers, 0)
     hooks = []
     for name, layer in layers.items():
 
         def hook(m: nn.Module, _: Any, out: Tensor, name: str = name) -> None:
-            per_sample = out[0].numel()
-            outputs = out.shape[-1] if isinstance(m, nn.Linear) else m.out_channels
-            places[name] += per_sample // int(outputs)  # type: ignore[arg-type]
+            outputs = m.out_features if isinstance(m, nn.Linear) else m.out_channels
+            uses[name] += out.numel() // int(outputs)  # type: ignore[arg-type]
 
         hooks.append(layer.register_forward_hook(hook))
+    samples = _samples(example_input)
     try:
         with eval_mode(model), torch.no_grad():
             if isinstance(example_input, Mapping):
@@ -309,4 +337,15 @@ def _output_places(model: nn.Module, layers: Mapping[str, _Dense], example_input
     finally:
         for handle in hooks:
             handle.remove()
-    return places
+    return {name: -(-used // samples) for name, used in uses.items()}  # a table read once per batch counts too
+
+
+def _samples(example_input: Any) -> int:
+    """The samples in one batch: windows or tokens that a model folds into the batch belong to one of them."""
+    values = example_input.values() if isinstance(example_input, Mapping) else example_input
+    for value in values if not isinstance(values, Tensor) else (values,):
+        if isinstance(value, Tensor) and value.dim() > 0:
+            if len(value) == 0:
+                raise ConfigError("example_input holds no sample; multiply-accumulates need at least one")
+            return len(value)
+    return 1

@@ -32,6 +32,7 @@ class StructuredPattern(Pattern):
 
     Raises:
         DensityError: A d_out that gives no whole d_in.
+        ConfigError: A field that is not of its type.
     """
 
     name: ClassVar[str] = "structured"
@@ -42,6 +43,7 @@ class StructuredPattern(Pattern):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         density_from_d_out(self.n_left, self.n_right, self.d_out)
 
     @cached_property

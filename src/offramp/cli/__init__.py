@@ -1,0 +1,55 @@
+"""The command line: `offramp demo | train | reproduce | inspect | profile | serve | run | link | export`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from offramp import __version__
+from offramp.cli.bundles import export, inspect, profile
+from offramp.cli.running import link, run, serve
+from offramp.cli.training import demo, reproduce, train
+from offramp.errors import ConfigError, OfframpError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Train a network sparse from the start, let easy inputs leave early, split the rest between a device "
+    "and a server. Start with `offramp demo`.",
+)
+# In the order in which `offramp --help` lists them.
+for _command in (demo, train, inspect, profile, serve, run, link, export, reproduce):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Runs the command line; our errors become one line and exit code 2 (misuse) or 1 (failure)."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app()
+    except OfframpError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"offramp {__version__}")
+        raise typer.Exit
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)

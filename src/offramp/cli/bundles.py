@@ -1,0 +1,87 @@
+"""`offramp inspect | profile | export`: what a bundle holds, what it costs, smaller copies of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from offramp.cli.extras import needs_extra
+from offramp.cli.options import BundleArgument, JsonOption, ServerOption, SlowdownOption
+from offramp.errors import ConfigError
+
+__all__ = ["export", "inspect", "profile"]
+
+
+def inspect(
+    bundle: BundleArgument,
+    patterns: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the sparse layers' patterns to this .svg or .png file."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Shows what a bundle holds: stages, exits, cuts and what they send. Verifies every file."""
+    from offramp.bundle.bundle import Bundle
+    from offramp.report.inspection import inspection, inspection_text
+
+    if patterns is None:
+        loaded = Bundle.load(bundle)
+    else:
+        with needs_extra("inspect --patterns", "report"):
+            from offramp.report.patterns import check_suffix, stored_patterns, write_patterns
+        check_suffix(patterns)
+        loaded = Bundle.load(bundle)
+        drawn = stored_patterns(loaded.manifest.provenance)
+        write_patterns(drawn, patterns)
+        typer.echo(f"{patterns}: the patterns of {len(drawn)} sparse layers", err=True)
+    facts = inspection(loaded)
+    typer.echo(json.dumps(facts, indent=1) if as_json else inspection_text(facts))
+
+
+def profile(
+    bundle: BundleArgument,
+    server: ServerOption = None,
+    runs: Annotated[int, typer.Option(min=3, help="Runs per median.")] = 50,
+    edge_slowdown: SlowdownOption = 1.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Measures every stage here, and with --server the link, and predicts the latency of every split."""
+    from offramp.bundle.bundle import Bundle
+    from offramp.connect import connect
+    from offramp.report.profile import measure, profile_text
+    from offramp.runtime.stages import Stages
+
+    loaded = Bundle.load(bundle)
+    channel = None if server is None else connect(server, loaded)
+    try:
+        facts = measure(Stages(loaded, slowdown=edge_slowdown), channel, runs=runs)
+    finally:
+        if channel is not None:
+            channel.close()
+    facts["edge_slowdown"] = edge_slowdown
+    typer.echo(json.dumps(facts, indent=1) if as_json else profile_text(loaded, facts))
+    if edge_slowdown > 1 and not as_json:
+        typer.echo(f"The edge is emulated, {edge_slowdown:g}x slower than this machine.")
+
+
+def export(
+    bundle: BundleArgument,
+    edge: Annotated[Path, typer.Option(metavar="DIR", help="Where the edge copy goes.")],
+    stages: Annotated[str, typer.Option(metavar="0..K", help="The stages that it holds, such as 0..1.")],
+) -> None:
+    """Writes a smaller copy of a bundle for an edge: its first stages, with their exits and codecs."""
+    from offramp.bundle.bundle import Bundle
+    from offramp.tables import bytes_text
+
+    first, dots, last = stages.partition("..")
+    if first != "0" or not dots or not last.isdecimal():
+        raise ConfigError(f"--stages is 0..K, such as 0..1, not {stages!r}")
+    whole = Bundle.load(bundle)
+    copy = whole.edge_copy(edge, int(last) + 1)
+    typer.echo(
+        f"{edge}: stages {stages}, {bytes_text(copy.stored_bytes())} of {bytes_text(whole.stored_bytes())}, "
+        f"digest {copy.digest[:16]}…"
+    )

@@ -1,0 +1,153 @@
+"""`offramp serve | run | link`: a bundle at work, and the link between edge and server."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from offramp.cli.extras import needs_extra
+from offramp.cli.options import BundleArgument, ServerOption, SlowdownOption
+from offramp.errors import ConfigError
+
+__all__ = ["link", "run", "serve"]
+
+
+def serve(
+    bundle: BundleArgument,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8001,
+    http_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Health and Prometheus metrics over HTTP; none if left out."),
+    ] = None,
+    provider: Annotated[str, typer.Option(help="Where to compute: `cpu` or `cuda`.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Threads per request.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Requests that compute at once; one per core if left out.")
+    ] = None,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused.")] = 64,
+    max_message_mb: Annotated[int, typer.Option(min=1, max=2047, help="The largest message in MiB.")] = 64,
+) -> None:
+    """Serves a bundle's tails over gRPC (Open Inference Protocol v2) until stopped.
+
+    The whole network is the model `NAME`; what follows cut K is `NAME-tail-K`, and `NAME-tail-K-uint8` takes
+    the cut in that mode.
+    """
+    import os
+
+    from offramp.bundle.bundle import Bundle
+    from offramp.runtime.stages import Stages
+    from offramp.runtime.tail import Tail
+    from offramp.serving.process import listening
+    from offramp.serving.server import GrpcServer
+
+    tail = Tail(Stages(Bundle.load(bundle), threads=threads, provider=provider))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ExitStack() as stack:
+        metrics = None
+        if http_port is not None:
+            with needs_extra("serve --http-port", "serve"):
+                from offramp.serving.http import HttpServer, Metrics
+            metrics = Metrics()
+            http = stack.enter_context(HttpServer(metrics, host=host, port=http_port))
+            print(f"offramp serve: http://{host}:{http.port}/metrics", flush=True)
+        server = stack.enter_context(
+            GrpcServer(
+                tail,
+                host=host,
+                port=grpc_port,
+                workers=workers or cores,
+                queue=queue,
+                max_message_mb=max_message_mb,
+                observer=metrics,
+            )
+        )
+        names = ", ".join(tail.models)
+        print(f"offramp serve: {listening(f'{host}:{server.port}')}, models {names}", flush=True)
+        server.wait()
+
+
+def run(
+    bundle: BundleArgument,
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, .npy or .npz files, folders.")],
+    server: ServerOption = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="`i-splitee`, `cascade`, `random`, `edge-only`, `server-only`, `split-K`, `split-K-all`."
+        ),
+    ] = "cascade",
+    alpha: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The gates' threshold; the bundle's own if left out.")
+    ] = None,
+    deadline_ms: Annotated[float, typer.Option(help="Milliseconds that one input may take.")] = 1000.0,
+    edge_slowdown: SlowdownOption = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="For policies that draw.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A file for the JSON lines, instead of the output.")] = None,
+) -> None:
+    """Runs inputs through the edge: one JSON line per input on the output, a summary on the error output.
+
+    Without --server everything is answered here. Exits with 1 if any input failed.
+    """
+    from offramp.connect import Edge
+    from offramp.policy.registry import make_policy
+    from offramp.report.live import run_files
+    from offramp.runtime.sources import find_inputs
+
+    files = find_inputs(inputs)
+    chosen = make_policy(policy, alpha=alpha, seed=seed)
+    with (
+        Edge(bundle, server=server, policy=chosen, deadline_ms=deadline_ms, slowdown=edge_slowdown) as edge,
+        _sink(out) as sink,
+    ):
+        results = run_files(edge, files, sink, Console(stderr=True))
+    if any(result.status == "failed" for result in results):
+        raise typer.Exit(1)
+
+
+def link(
+    to: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server at the far end.")],
+    listen: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 0,
+    rate: Annotated[str, typer.Option(help="Such as 10mbit, 500kbit, or `unlimited`.")] = "unlimited",
+    delay: Annotated[str, typer.Option(help="One way: half of what a round trip takes longer.")] = "0ms",
+    jitter: Annotated[str, typer.Option(help="The delay varies by at most this.")] = "0ms",
+    outage: Annotated[
+        list[str] | None, typer.Option(help="START+DURATION such as 5s+2s; may be given several times.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The jitter's seed.")] = 0,
+) -> None:
+    """Emulates a link: passes TCP connections on with a rate, a delay, jitter and outages, until stopped."""
+    import asyncio
+
+    from offramp.serving.channel import parse_address
+    from offramp.serving.link import LinkSettings, parse_delay, parse_outage, parse_rate, pass_on
+    from offramp.serving.process import listening
+
+    settings = LinkSettings(
+        rate_bps=parse_rate(rate),
+        delay_s=parse_delay(delay),
+        jitter_s=parse_delay(jitter),
+        outages=tuple(parse_outage(o) for o in outage or ()),
+        seed=seed,
+    )
+    far_end = parse_address(to)
+
+    asyncio.run(
+        pass_on(
+            settings, far_end, listen, lambda address: print(f"offramp link: {listening(address)}", flush=True)
+        )
+    )
+
+
+def _sink(out: Path | None) -> Any:
+    if out is None:
+        return nullcontext(sys.stdout)
+    try:
+        return out.open("w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out}: {error.strerror}") from error
