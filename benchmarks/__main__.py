@@ -10,7 +10,15 @@ from pathlib import Path
 
 __all__ = ["ALL", "main"]
 
-ALL = ("sparse.layers", "bundle.chain", "serving.roundtrip", "exits.width")
+ALL = (
+    "sparse.layers",
+    "sparse.training",
+    "sparse.size",
+    "sparse.crossover",
+    "bundle.chain",
+    "serving.roundtrip",
+    "exits.width",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import onnx
 import onnxruntime as ort
-import torch
 from torch import Tensor, nn
 
-from offramp.bundle.codec import OPSET
-from offramp.bundle.export import quiet_exporter
+from offramp.bundle.export import export_graph
+from offramp.bundle.partition import partition
+from offramp.exits.network import MultiExit
 
-__all__ = ["layer_session", "session"]
+__all__ = ["layer_model", "session"]
 
 
 def session(content: bytes) -> ort.InferenceSession:
@@ -20,17 +21,17 @@ def session(content: bytes) -> ort.InferenceSession:
     return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def layer_session(layer: nn.Module, example: Tensor) -> ort.InferenceSession:
-    """A layer alone, exported with a dynamic batch; its input is `x`."""
-    with quiet_exporter():
-        program = torch.onnx.export(
-            layer.eval(),
-            (torch.cat([example, example])[:2],),  # a batch of one would be taken for a constant
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
-            input_names=["x"],
-            opset_version=OPSET,
-            verbose=False,
-        )
-    assert program is not None  # dynamo=True always returns the program
-    return session(program.model_proto.SerializeToString())
+def layer_model(layer: nn.Module, example: Tensor) -> onnx.ModelProto:
+    """A layer alone with a dynamic batch, input `x`, as a bundle would hold it if it were a stage.
+
+    So the graph is exported and cut as a user's is: behind an exit, which needs an operation before it.
+    """
+    net = MultiExit(nn.Sequential(nn.ReLU(), layer), {"0": nn.Identity()})
+    pieces = partition(export_graph(net, example), [["cut_0"]], ["exit_0"], final="exit_1")
+    model = pieces.stages[1]
+    model.graph.input[0].name = "x"
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            if name == "cut_0":
+                node.input[i] = "x"
+    return model

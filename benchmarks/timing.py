@@ -64,6 +64,10 @@ class Timing:
         """The median of the per-round ratios the other way round: above 1 is faster than the baseline."""
         return float(np.median([1 / r for r in self.ratios]))
 
+    def over(self, rival: Timing) -> float:
+        """The median of the per-round speedups over another candidate of the same rounds."""
+        return float(np.median([b / a for a, b in zip(self.samples_ms, rival.samples_ms, strict=True)]))
+
     def percentile_ms(self, percent: float) -> float:
         """A percentile over rounds."""
         return float(np.percentile(self.samples_ms, percent))

@@ -1,68 +1,38 @@
-"""Predefined-sparse layers against dense ones, in torch and in ONNX Runtime, on one core.
+"""Predefined-sparse layers against dense ones and every alternative, in torch and in ONNX Runtime, on one core.
 
-The masked rival is a dense layer that holds the same weights, zeros included: a mask that was multiplied in
-once. The limit is the longer of two times: reading the weights at the speed at which this core reads an array
-of that size, and the multiply-accumulates at the speed of a large matrix product.
+The masked rival holds its zeros in the weight, as a mask that was multiplied in once. The limit is the longer of
+two times: moving weights, input and output at the speed at which this core reads an array of that size, and the
+multiply-accumulates at the speed of a large matrix product or convolution. Rivals that are far slower than dense
+get a few rounds of their own beside it. The truly finest pattern, one neuron per block, stops at batch 16: its
+gathered input would take 4.3 GB at 256. Times are the process's CPU time: everything runs in one thread, and
+what other processes take of the core is nobody's.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from functools import partial
+from time import process_time
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.sessions import layer_session
+from benchmarks.sessions import layer_model, session
+from benchmarks.sparse.bars import Bar, missed_text
+from benchmarks.sparse.limits import Limits
+from benchmarks.sparse.rivals import DENSE, Candidate, convolutions, linears, multiplied_in
 from benchmarks.timing import compare, ms_text, one_core, parser, ratio_text, write_json
-from offramp.sparse.block import Layout
-from offramp.sparse.convolution import SparseConv2d
-from offramp.sparse.layers import SparseLinear
 from offramp.tables import table_text
 
-LAYOUTS: tuple[Layout, ...] = ("contiguous", "strided")
-DENSE, MASKED = "dense", "dense, masked"
-
-
-class Limits:
-    """What this core can do at most.
-
-    Args:
-        side: Rows and columns of the matrix product that gives the peak.
-    """
-
-    def __init__(self, side: int) -> None:
-        a, b = torch.randn(side, side), torch.randn(side, side)
-        #: Multiply-accumulates per second.
-        self.peak = side**3 / _fastest_s(lambda: a @ b)
-        self._read_s: dict[int, float] = {}
-
-    def read_s(self, size: int) -> float:
-        """Seconds to read `size` bytes, over and over, from wherever an array of that size then lies."""
-        if size not in self._read_s:
-            x = np.ones(size // 4, np.float32)
-            self._read_s[size] = min(_fastest_s(lambda: np.dot(x, x)), _fastest_s(x.sum))
-        return self._read_s[size]
-
-    def limit_ms(self, weight_bytes: int, macs: int) -> float:
-        """The least milliseconds of a layer."""
-        return 1e3 * max(self.read_s(weight_bytes), macs / self.peak)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One layer: how it is called, the size of its weights, its multiply-accumulates per sample."""
-
-    layer: nn.Module
-    density: str
-    layout: str
-    weights: int
-    macs: int
+#: How much faster than dense, by kind, runtime, batch and 1/ρ.
+BARS: Mapping[tuple[str, str, int], Mapping[int, float]] = {
+    ("Linear", "onnxruntime", 1): {4: 3.6, 16: 13},
+    ("Linear", "torch", 16): {4: 3.3, 16: 11},
+    ("Linear", "torch", 256): {4: 3.3, 16: 11},
+    ("Conv", "onnxruntime", 1): {4: 3.4, 8: 6},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,105 +42,80 @@ def main(argv: Sequence[str] | None = None) -> None:
     core = one_core()
     torch.manual_seed(0)
     limits = Limits(128 if quick else 1536)
-    rounds = 3 if quick else 25
+    rounds = 3 if quick else 21
+    width, channels, side = (64, 32, 7) if quick else (4096, 256, 28)
     cases: list[dict[str, Any]] = []
-    with torch.inference_mode():
-        width = 64 if quick else 4096
-        layouts = LAYOUTS[:1] if quick else LAYOUTS  # exporting is what takes the time
-        linear = _linear(width, layouts)
-        for runtime in ("torch", "onnxruntime"):
-            batches = (1, 16) if quick else (1, 16, 256)
-            cases += _cases(f"Linear {width}x{width}", linear, (width,), runtime, batches, limits, rounds)
-        del linear
-        channels, side = (32, 7) if quick else (256, 28)
-        name, shape = f"Conv2d 3x3 {channels}, {side}x{side}", (channels, side, side)
-        conv = _conv(channels, side, layouts)
-        cases += _cases(name, conv, shape, "onnxruntime", (1,), limits, rounds)
-        cases += _cases(name, conv, shape, "torch", (2 if quick else 8,), limits, rounds)
-    print(_table(cases, limits))
-    largest = max(case["weight_bytes"] for case in cases)
+    name, shape = f"Linear {width}", [width]
+    candidates = [multiplied_in(c) for c in linears(quick)]
+    cases += _cases(name, candidates, shape, "torch", (1, 16) if quick else (1, 16, 64, 256), limits, rounds)
+    cases += _cases(name, candidates, shape, "onnxruntime", (1, 16) if quick else (1, 16, 256), limits, rounds)
+    name, shape = f"Conv 3x3 {channels}, {side}x{side}", [channels, side, side]
+    candidates = [multiplied_in(c) for c in convolutions(quick)]
+    cases += _cases(name, candidates, shape, "onnxruntime", (1,), limits, rounds)
+    cases += _cases(name, candidates, shape, "torch", (8,), limits, rounds)
+    bars = [_bar(case, quick) for case in cases]
+    largest = width * width * 4
+    print(_table(cases, bars, limits.described(largest)))
+    named = [f"{c['layer']}, {c['runtime']}, batch {c['batch']}, {c['candidate']}" for c in cases]
+    print(missed_text(list(zip(named, bars, strict=True))))
     figures = {
         "core": core,
-        "read_gb_s": largest / limits.read_s(largest) / 1e9,
+        "read_gb_s": limits.bandwidth(largest) / 1e9,
         "peak_gmac_s": limits.peak / 1e9,
-        "cases": cases,
+        "cases": [{**case, "bar": bar and bar.to_dict()} for case, bar in zip(cases, bars, strict=True)],
     }
     print(f"written: {write_json(arguments, figures)}")
 
 
-def _linear(width: int, layouts: Sequence[Layout]) -> dict[str, Candidate]:
-    def candidate(layer: nn.Module, density: str, layout: str, weights: int) -> Candidate:
-        return Candidate(layer, density, layout, weights, weights)
-
-    found = {DENSE: candidate(nn.Linear(width, width), "1", "-", width * width)}
-    for density in (4, 16):
-        for layout in layouts:
-            layer = SparseLinear(width, width, 1 / density, layout=layout)
-            found[f"sparse 1/{density} {layout}"] = candidate(layer, f"1/{density}", layout, layer.weight.numel())
-    masked = nn.Linear(width, width)
-    masked.weight.copy_(layer.dense_weight())
-    assert layer.bias is not None
-    masked.bias.copy_(layer.bias)
-    x = torch.randn(2, width)
-    torch.testing.assert_close(masked(x), layer(x), rtol=1e-4, atol=1e-4)
-    found[MASKED] = candidate(masked, "1/16", "-", width * width)
-    return found
-
-
-def _conv(channels: int, side: int, layouts: Sequence[Layout]) -> dict[str, Candidate]:
-    def candidate(layer: nn.Conv2d | SparseConv2d, density: str, layout: str) -> Candidate:
-        weights = layer.weight.numel()
-        return Candidate(layer, density, layout, weights, weights * side * side)
-
-    found = {DENSE: candidate(nn.Conv2d(channels, channels, 3, padding=1), "1", "-")}
-    for density in (4, 8):
-        for layout in layouts:
-            layer = SparseConv2d(channels, channels, 3, 1 / density, padding=1, layout=layout)
-            found[f"sparse 1/{density} {layout}"] = candidate(layer, f"1/{density}", layout)
-    return found
-
-
 def _cases(
     what: str,
-    candidates: dict[str, Candidate],
-    shape: tuple[int, ...],
+    candidates: Sequence[Candidate],
+    shape: Sequence[int],
     runtime: str,
-    batches: Iterable[int],
+    batches: Sequence[int],
     limits: Limits,
     rounds: int,
 ) -> list[dict[str, Any]]:
     """Times all candidates against each other, once per batch size."""
     runners: dict[str, Callable[[Tensor], object]] = {}
-    for name, candidate in candidates.items():
+    for candidate in candidates:
         if runtime == "torch":
-            runners[name] = candidate.layer.eval()
-        else:
-            run = layer_session(candidate.layer, torch.zeros(1, *shape)).run
-            runners[name] = partial(_run_onnx, run)
+            runners[candidate.name] = candidate.layer.eval()
+        elif not candidate.torch_only:
+            model = layer_model(candidate.layer, torch.zeros(1, *shape))
+            runners[candidate.name] = partial(_run_onnx, session(model.SerializeToString()).run)
     cases = []
     for batch in batches:
         x = torch.randn(batch, *shape)
-        timings = compare({name: partial(run, x) for name, run in runners.items()}, rounds=rounds, budget_s=6)
-        for name, timing in timings.items():
-            candidate = candidates[name]
-            weight_bytes = candidate.weights * 4
-            limit_ms = limits.limit_ms(weight_bytes, candidate.macs * batch)
-            cases.append(
-                {
-                    "layer": what,
-                    "runtime": runtime,
-                    "batch": batch,
-                    "candidate": name,
-                    "density": candidate.density,
-                    "layout": candidate.layout,
-                    "weight_bytes": weight_bytes,
-                    "macs": candidate.macs * batch,
-                    "limit_ms": limit_ms,
-                    "of_limit": limit_ms / timing.median_ms,
-                    "speedup": timing.speedup,
-                    **timing.to_dict(),
-                }
-            )
+        for slow in (False, True):
+            group = [c for c in candidates if c.name in runners and batch <= c.most_batch and c.slow is slow]
+            if not group:
+                continue
+            beside = group if group[0].name == DENSE else [candidates[0], *group]
+            calls = {c.name: partial(runners[c.name], x) for c in beside}
+            with torch.inference_mode():
+                timings = compare(calls, rounds=min(rounds, 5) if slow else rounds, budget_s=5, clock=process_time)
+            for candidate in group:
+                timing = timings[candidate.name]
+                macs = candidate.weights * x[0, 0].numel() * batch
+                moved = 4 * (candidate.weights + 2 * x.numel())  # as many outputs as inputs
+                limit_ms = limits.limit_ms(moved, macs)
+                cases.append(
+                    {
+                        "layer": what,
+                        "runtime": runtime,
+                        "batch": batch,
+                        "candidate": candidate.name,
+                        "density": str(candidate.density),
+                        "ours": candidate.ours,
+                        "moved_bytes": moved,
+                        "macs": macs,
+                        "limit_ms": limit_ms,
+                        "of_limit": limit_ms / timing.median_ms,
+                        "speedup": timing.speedup,
+                        **timing.to_dict(),
+                    }
+                )
     return cases
 
 
@@ -178,7 +123,16 @@ def _run_onnx(run: Callable[..., object], x: Tensor) -> object:
     return run(None, {"x": x.numpy()})
 
 
-def _table(cases: Sequence[dict[str, Any]], limits: Limits) -> str:
+def _bar(case: Mapping[str, Any], quick: bool) -> Bar | None:
+    """The case's bar; a quick run's sizes have none."""
+    if quick or not case["ours"]:
+        return None
+    bounds = BARS.get((case["layer"].split()[0], case["runtime"], case["batch"]), {})
+    bound = bounds.get(Fraction(case["density"]).denominator)
+    return None if bound is None else Bar(case["speedup"], bound)
+
+
+def _table(cases: Sequence[Mapping[str, Any]], bars: Sequence[Bar | None], caption: str) -> str:
     rows = [
         [
             case["layer"],
@@ -187,33 +141,14 @@ def _table(cases: Sequence[dict[str, Any]], limits: Limits) -> str:
             case["candidate"],
             ms_text(case["median_ms"], case["p10_ms"], case["p90_ms"]),
             ratio_text(case["speedup"]),
+            "-" if bar is None else str(bar),
             f"{case['limit_ms']:.3g}",
             f"{100 * case['of_limit']:.0f} %",
         ]
-        for case in cases
+        for case, bar in zip(cases, bars, strict=True)
     ]
-    heads = ["layer", "runtime", "batch", "weights", "ms (10th-90th)", "faster than dense", "limit ms", "of limit"]
-    largest = max(case["weight_bytes"] for case in cases)
-    caption = (
-        f"one core; peak {limits.peak / 1e9:.1f} GMAC/s, reading {largest / 1e6:.0f} MB at "
-        f"{largest / limits.read_s(largest) / 1e9:.1f} GB/s; smaller arrays from the caches, each at its own speed"
-    )
-    return table_text("Predefined-sparse layers against dense ones", heads, rows, caption=caption)
-
-
-def _fastest_s(call: Callable[[], object], *, tries: int = 7, least_s: float = 0.005) -> float:
-    """The fastest of some samples, in seconds per call: what the core can do when nothing disturbs it."""
-    call()
-    start = time.perf_counter()
-    call()
-    repetitions = max(1, math.ceil(least_s / max(time.perf_counter() - start, 1e-9)))
-    found = math.inf
-    for _ in range(tries):
-        start = time.perf_counter()
-        for _ in range(repetitions):
-            call()
-        found = min(found, (time.perf_counter() - start) / repetitions)
-    return found
+    heads = ["layer", "runtime", "batch", "weights", "ms (10th-90th)", "to dense", "bar", "limit ms", "of limit"]
+    return table_text("Predefined-sparse layers against dense ones, inference", heads, rows, caption=caption)
 
 
 if __name__ == "__main__":
