@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from offramp.bundle.bundle import Bundle, write_bundle
 from offramp.bundle.codec import OPSET, uint8_codec
+from offramp.bundle.fold import fold_gathers, fold_weights
 from offramp.bundle.manifest import (
     NAME_PATTERN,
     Codec,
@@ -88,6 +89,9 @@ def export_graph(net: MultiExit, example_input: Tensor) -> onnx.ModelProto:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(f"torch.onnx.export failed: {reason[0]}") from error
     assert program is not None  # dynamo=True always returns the program
+    with quiet_exporter():
+        fold_weights(program.model)
+        fold_gathers(program.model)
     model = program.model_proto
     _forget_origin(model)
     return model
