@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from offramp.report.rows import Row
 
-__all__ = ["accuracy_against_cost", "choices_over_time", "exit_shares", "latency_parts"]
+__all__ = ["accuracy_against_cost", "choices_over_time", "exit_shares", "latency_parts", "panels", "svg"]
 
 #: Exits and splits from shallow to deep (viridis), and what is sent as it is.
 _DEPTH_COLOURS = ("#35b779", "#31688e", "#440154", "#fde725", "#90d743", "#21918c")
@@ -22,7 +22,7 @@ _PART_COLOURS = {"edge": "#31688e", "link": "#c9cdd2", "server": "#35b779"}
 
 def accuracy_against_cost(rows: Sequence[Row]) -> str:
     """Every row as a point: mean cost to the right, accuracy upwards."""
-    figure, axes = _figure(7.2, 3.9)
+    figure, (axes,) = panels(7.2, 3.9, 1)
     shown = sorted((row for row in rows if row.accuracy is not None), key=lambda r: (r.cost, r.accuracy or 0))
     for i, row in enumerate(shown):
         accuracy = 100 * (row.accuracy or 0.0)
@@ -33,12 +33,12 @@ def accuracy_against_cost(rows: Sequence[Row]) -> str:
     axes.margins(0.14, 0.25)
     axes.set_xlabel("mean cost per input, in γ·layers + o per offload (I-SplitEE's units)")
     axes.set_ylabel("accuracy in %")
-    return _svg(figure)
+    return svg(figure)
 
 
 def latency_parts(rows: Sequence[Row]) -> str:
     """Mean milliseconds of every row, by where they go."""
-    figure, axes = _figure(7.2, 0.6 + 0.36 * len(rows))
+    figure, (axes,) = panels(7.2, 0.6 + 0.36 * len(rows), 1)
     names, left = [row.name for row in rows], np.zeros(len(rows))
     for part, colour in _PART_COLOURS.items():
         widths = np.array([getattr(row.latency_ms, part) for row in rows])
@@ -47,12 +47,12 @@ def latency_parts(rows: Sequence[Row]) -> str:
     axes.invert_yaxis()
     axes.set_xlabel("mean milliseconds per input")
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return _svg(figure)
+    return svg(figure)
 
 
 def exit_shares(rows: Sequence[Row], exits: int) -> str:
     """By row, the share of inputs that each exit answered."""
-    figure, axes = _figure(7.2, 0.6 + 0.36 * len(rows))
+    figure, (axes,) = panels(7.2, 0.6 + 0.36 * len(rows), 1)
     names, left = [row.name for row in rows], np.zeros(len(rows))
     for e in range(exits):
         widths = np.array([100 * row.exit_share.get(e, 0.0) for row in rows])
@@ -64,12 +64,12 @@ def exit_shares(rows: Sequence[Row], exits: int) -> str:
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of inputs answered, in %")
     axes.legend(frameon=False, fontsize=8, ncols=exits, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return _svg(figure)
+    return svg(figure)
 
 
 def choices_over_time(splits: Sequence[int], *, window: int = 40) -> str:
     """What a policy chose: each choice as a mark, and each split's share among the last `window` choices."""
-    figure, axes = _figure(7.2, 3.4)
+    figure, (axes,) = panels(7.2, 3.4, 1)
     chosen = np.asarray(splits)
     t = np.arange(1, len(chosen) + 1)
     for i, split in enumerate(sorted(set(splits))):
@@ -83,20 +83,23 @@ def choices_over_time(splits: Sequence[int], *, window: int = 40) -> str:
     axes.set_xlabel("input")
     axes.set_ylabel(f"share of the last {window} choices, in %")
     axes.legend(frameon=False, fontsize=8, ncols=len(set(splits)), loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return _svg(figure)
+    return svg(figure)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def panels(width: float, height: float, columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure of `width`×`height` inches with plain axes side by side."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#eceff1", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8)
-    return figure, axes
+    found: list[Axes] = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+    for axes in found:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#eceff1", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=8)
+    return figure, found
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """A figure as SVG text that says nothing of when it was drawn."""
     out = io.StringIO()
     FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})  # type: ignore[no-untyped-call]
     text = out.getvalue()

@@ -1,0 +1,98 @@
+"""What a study of regimes found, as a table and in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from offramp.report.curves import Curve
+from offramp.reproduce.study import Outcome, interval, mean
+from offramp.tables import count_text, table_text
+
+__all__ = ["curve_of", "regimes_table", "sentences"]
+
+#: Points below the dense network that count as keeping its accuracy.
+KEPT = 0.3
+
+
+def curve_of(kind: str, outcomes: Sequence[Outcome], exit_index: int) -> Curve:
+    """The accuracy of one kind against the factor, means over seeds."""
+    factors = sorted({o["factor"] for o in outcomes if o["kind"] == kind})
+    found = [_accuracies(outcomes, kind, factor, exit_index) for factor in factors]
+    return Curve(kind, factors, [mean(a) for a in found], [interval(a) for a in found])
+
+
+def regimes_table(title: str, outcomes: Sequence[Outcome], what: str) -> str:
+    """One row per kind and factor."""
+    groups: dict[tuple[int, str], list[Outcome]] = {}
+    for o in outcomes:
+        groups.setdefault((o["factor"], o["kind"]), []).append(o)
+    dense_s = _median([o["train_s"] for o in outcomes if o["kind"] == "dense"])
+    rows = []
+    for (factor, kind), found in groups.items():
+        first = found[0]
+        spent = _median([o["train_s"] for o in found])
+        cells = [_span([100 * o["test"][e] for o in found]) for e in range(len(first["test"]))]
+        rows.append(
+            [
+                kind,
+                "-" if kind == "dense" else f"{factor}x",
+                count_text(first["weights"]),
+                count_text(first["macs"]),
+                *cells,
+                f"{spent:.0f}",
+                f"{dense_s / spent:.1f}x",
+                f"{first['lr']:g}",
+            ]
+        )
+    heads = ["network", "asked", "weights", "MACs", "early exit %", "final exit %", "training s", "faster", "lr"]
+    caption = (
+        f"{what}: mean ± half of its 95 % interval; weights and MACs with the exit; training in seconds of one "
+        "core; narrow has the sparse one's weights, narrow-macs its MACs"
+    )
+    return table_text(title, heads, rows, caption=caption)
+
+
+def sentences(outcomes: Sequence[Outcome]) -> list[str]:
+    """The knee, and where narrow is as good, for every exit."""
+    said = []
+    kinds = [kind for kind in ("narrow", "narrow-macs") if any(o["kind"] == kind for o in outcomes)]
+    factors = sorted({o["factor"] for o in outcomes if o["kind"] == "sparse"})
+    for e, what in enumerate(("early exit", "final exit")):
+        dense = mean(_accuracies(outcomes, "dense", 1, e))
+        drops = {factor: dense - mean(_accuracies(outcomes, "sparse", factor, e)) for factor in factors}
+        kept = [factor for factor in factors if all(drops[f] <= KEPT for f in factors if f <= factor)]
+        if kept:
+            knee = max(kept)
+            said.append(
+                f"{what}: sparse stays within {KEPT} points of dense up to {knee}x ({-drops[knee]:+.2f} points)"
+            )
+        else:
+            first = factors[0]
+            said.append(f"{what}: sparse is {drops[first]:.2f} points below dense at {first}x already")
+        for kind in kinds:
+            ahead = {f: _ahead(outcomes, kind, f, e) for f in factors}
+            told = ", ".join(f"{f}x {mean(a):+.2f} ± {interval(a):.2f}" for f, a in ahead.items())
+            said.append(f"{what}: sparse against {kind}, seed by seed: {told}")
+            level = [f"{f}x" for f, a in ahead.items() if mean(a) - interval(a) <= 0]
+            if level:
+                said.append(f"{what}: {kind} is as good as sparse at {', '.join(level)}")
+    return said
+
+
+def _accuracies(outcomes: Sequence[Outcome], kind: str, factor: int, exit_index: int) -> list[float]:
+    """In %, by seed."""
+    found = [o for o in outcomes if o["kind"] == kind and o["factor"] == factor]
+    return [100 * o["test"][exit_index] for o in sorted(found, key=lambda o: o["seed"])]
+
+
+def _ahead(outcomes: Sequence[Outcome], kind: str, factor: int, exit_index: int) -> list[float]:
+    sparse, other = (_accuracies(outcomes, k, factor, exit_index) for k in ("sparse", kind))
+    return [a - b for a, b in zip(sparse, other, strict=True)]
+
+
+def _span(values: Sequence[float]) -> str:
+    return f"{mean(values):.2f} ± {interval(values):.2f}"
+
+
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
