@@ -49,6 +49,8 @@ SPARSE = (
     "budget",
     "report",
     "config",
+    "allocation",
+    "uses",
     "sparsify",
 )
 EXEMPT = {ROOT / "__init__.py", ROOT / "__main__.py"}

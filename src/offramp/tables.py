@@ -27,7 +27,8 @@ def table_text(
     for i, head in enumerate(columns):
         cells = [row[i] for row in rows if row[i] not in ("", "-")]
         numeric = bool(cells) and all(cell[:1] in "0123456789.+-" for cell in cells)
-        table.add_column(head, justify="right" if numeric else "left", overflow="fold")
+        # What a row is called stays whole, so that it can be copied; other cells are folded first.
+        table.add_column(head, justify="right" if numeric else "left", overflow="fold", no_wrap=i == 0)
     for row in rows:
         table.add_row(*(cell.replace("[", "\\[") for cell in row))
     out = io.StringIO()

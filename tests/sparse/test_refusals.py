@@ -97,7 +97,7 @@ ONE: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("config", ONE, ids=str)
 def test_a_model_that_is_one_layer(config: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="the model is one layer, .* use SparseLinear"):
+    with pytest.raises(ConfigError, match=r"the model is one layer, .* use SparseLinear"):
         sparsify_(nn.Linear(32, 32), SparsityConfig(**config))
 
 
@@ -109,3 +109,11 @@ def test_a_model_that_is_one_layer_and_stays_dense() -> None:
 def test_an_example_without_samples() -> None:
     with pytest.raises(ConfigError, match="example_input holds no sample"):
         sparsify_(nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 4)), example_input=torch.zeros(0, 32))
+
+
+def test_a_refused_example_leaves_no_hooks() -> None:
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 4))
+    for example, error in ((torch.zeros(0, 32), ConfigError), (torch.zeros(1, 33), RuntimeError)):
+        with pytest.raises(error):
+            sparsify_(model, example_input=example)
+        assert not any(m._forward_hooks for m in model.modules())

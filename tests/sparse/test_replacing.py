@@ -73,11 +73,11 @@ def test_hooks_stay_with_the_layer() -> None:
     ]
     sparsify_(model)
     assert sparse_names(model) == ["0"]
-    model(torch.zeros(1, 32)).sum().backward()
+    model(torch.zeros(1, 32, requires_grad=True)).sum().backward()
     assert calls == ["before", "after", "back"]
     for handle in handles:
         handle.remove()
-    model(torch.zeros(1, 32)).sum().backward()
+    model(torch.zeros(1, 32, requires_grad=True)).sum().backward()
     assert len(calls) == 3
 
 
@@ -90,7 +90,8 @@ def test_a_weight_that_is_made_at_every_call_is_left_alone(norm: Any) -> None:
     first = model[0]
     report = sparsify_(model)
     assert model[0] is first
-    assert [layer.name for layer in report.layers] == ["1", "2"]
+    assert [layer.name for layer in report.layers] == ["0", "1", "2"]
+    assert report.layers[0].note == "a class of its own, kept dense"
     assert sparse_names(model) == ["1"]
 
 

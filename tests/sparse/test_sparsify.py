@@ -179,8 +179,11 @@ def test_a_density_that_is_not_met_exactly_is_told() -> None:
 
 
 def told_names() -> list[tuple[str, str]]:
-    narrow = "; narrow: under 16 neurons per block run slowly"
-    return [("3", narrow), ("5.0", narrow), ("7", narrow)]
+    return [
+        ("3", "; slower than dense: under 8 neurons per block"),
+        ("5.0", "; slower than dense: under 8 neurons per block"),
+        ("7", "; slower than dense: under 256 wide"),
+    ]
 
 
 def test_a_density_met_by_keeping_everything_is_told() -> None:
@@ -236,7 +239,12 @@ def test_subclasses_are_left_alone() -> None:
     model = nn.Sequential(Special(32, 32), nn.Linear(32, 32), nn.Linear(32, 2))
     report = sparsify_(model)
     assert type(model[0]) is Special
-    assert [layer.name for layer in report.layers] == ["1", "2"]
+    assert [layer.name for layer in report.layers] == ["0", "1", "2"]
+    assert report.layers[0].note == "a class of its own, kept dense"
+    assert report.weights_dense == 32 * 32 + 32 * 32 + 32 * 2  # it counts in the totals
+    assert report.density == (32 * 32 + 32 * 8 + 32 * 2) / report.weights_dense
+    with pytest.raises(LayerNameError, match="override '0' matches '0', a Special, which may do more"):
+        sparsify_(model, SparsityConfig(overrides={"0": 0.5}))
 
 
 def test_blocks_and_max_blocks() -> None:

@@ -35,8 +35,9 @@ def share_budget(layers: Sequence[Share], budget: int) -> list[Fraction]:
 
     The rule: ρ_i = t·(1 + (GROWTH - 1)·i/(L - 1)), at most 1, each rounded down to what the layer may take, with
     the largest t that the budget allows. What rounding left is spent from the last layer to the first, each
-    going up by one step if it can be paid and the layer does not become denser than the next. That later junctions need more density is a trend that Dey et al.
-    report (arXiv 1812.01164); the paper's own degrees 2, 9, 10 for 800-40-40-10 follow it.
+    going up by one step if it can be paid and the layer does not become denser than the next. That later
+    junctions need more density is a trend that Dey et al. report (arXiv 1812.01164); the paper's own degrees
+    2, 9, 10 for 800-40-40-10 follow it.
 
     Args:
         layers: From the first to the last.
