@@ -37,7 +37,7 @@ __all__ = ["MAX_DROP", "PATTERNS", "Net", "build", "final", "name_of", "publishe
 #: The block pattern, Dey's structured one, and the three clash-free types.
 PATTERNS = ("block", "structured", "clash_free-1", "clash_free-2", "clash_free-3")
 #: Learning rates to choose from.
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 #: Accuracy that a gate may cost on the held-out images.
 MAX_DROP = 0.005
 

@@ -100,7 +100,7 @@ class _Study:
         usual = regimes.BODIES[settings.study].epochs if settings.study in regimes.BODIES else 50
         self.epochs = _QUICK_EPOCHS if settings.quick else settings.epochs or usual
         self.limit = _QUICK_IMAGES if settings.quick else None
-        self.workers = settings.workers or os.cpu_count() or 1
+        self.workers = (os.cpu_count() or 1) if settings.workers is None else settings.workers
         self.body = settings.study
 
     def run(self, run: Any, jobs: Sequence[Any], what: str) -> list[Outcome]:

@@ -43,7 +43,7 @@ def images(data: str, form: Form, limit: int | None = None) -> tuple[Samples, Sa
         parts = cifar10()
     else:
         raise ConfigError(f"there is no data set {data!r}; known: {', '.join((*GREY, *COLOUR))}")
-    train, test = (_samples(part.take(slice(limit)), form) for part in parts)
+    train, test = (_samples(part, form, limit) for part in parts)
     return train, test
 
 
@@ -53,9 +53,9 @@ def held_out(samples: Samples, share: float = 1 / 6) -> tuple[Samples, Samples]:
     return samples.take(slice(first)), samples.take(slice(first, None))
 
 
-def _samples(part: ImageData, form: Form) -> Samples:
+def _samples(part: ImageData, form: Form, limit: int | None) -> Samples:
     # Sets may be sorted by class or writer; the studies take their first or last images.
-    order = np.random.RandomState(0).permutation(len(part))
+    order = np.random.RandomState(0).permutation(len(part))[:limit]
     y = torch.from_numpy(part.labels[order])
     pixels: NDArray[np.float32] = part.images[order].astype(np.float32) / np.float32(255)
     if pixels.ndim == 4:

@@ -30,7 +30,7 @@ __all__ = ["BODIES", "FACTORS", "Body", "build", "final", "run", "tuning"]
 
 FACTORS = (2, 4, 8, 16, 32)
 #: Peak learning rates to choose from.
-RATES = (2e-3, 4e-3, 8e-3)
+RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Body:
 
 BODIES = {
     "mlp": Body(lambda w: mlp((800, *w, 10)), (400, 100), "1", "padded", (800,), "mnist", 15),
-    "conv": Body(small_conv, (32, 64, 128, 256), "1", "maps", (1, 28, 28), "mnist", 3),
+    "conv": Body(small_conv, (32, 64, 128, 256), "1", "maps", (1, 28, 28), "mnist", 4, train_images=30_000),
     "cifar": Body(
         wide_conv, (64, 128, 256, 256), "1", "maps", (3, 32, 32), "cifar10", 6, (4, 8), train_images=20_000
     ),

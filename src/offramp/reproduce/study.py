@@ -6,8 +6,12 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from offramp.errors import ConfigError
+from offramp.errors import ConfigError, OfframpError
 
 __all__ = ["Job", "Outcome", "interval", "mean", "origin", "run_jobs", "write_study"]
 
@@ -45,31 +49,30 @@ def run_jobs(
 
     Raises:
         ConfigError: Fewer than one worker, or a record that cannot be written or read.
+        OfframpError: A process that something else ended.
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")
     keys = [json.dumps(job, sort_keys=True) for job in jobs]
-    found = _recorded(record)
+    found, whole = _recorded(record)
     waiting = {key: job for key, job in zip(keys, jobs, strict=True) if key not in found}
     if len(waiting) < len(set(keys)):
         console.print(f"{len(set(keys)) - len(waiting)} of {len(set(keys))} trainings found in {record}")
+    if waiting:  # before the first training: a record that cannot be written loses none
+        _append(record, "" if whole else "\n")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console) as progress, closing(_finished(waiting, run, workers)) as finished:
         task = progress.add_task("training", total=len(waiting))
-        for key, outcome in _finished(waiting, run, workers):
+        for key, outcome in finished:
             found[key] = outcome
-            try:
-                with record.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"job": json.loads(key), "outcome": outcome}) + "\n")
-            except OSError as error:
-                raise ConfigError(f"cannot write to {record}: {error.strerror}") from error
+            _append(record, json.dumps({"job": json.loads(key), "outcome": outcome}) + "\n")
             progress.advance(task)
     return [found[key] for key in keys]
 
 
 def _finished(
     waiting: Mapping[str, Job], run: Callable[[Job], Outcome], workers: int
-) -> Iterable[tuple[str, Outcome]]:
+) -> Generator[tuple[str, Outcome], None, None]:
     if workers == 1 or len(waiting) < 2:
         import torch
 
@@ -85,36 +88,66 @@ def _finished(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(waiting)), mp_context=context, initializer=_one_thread)
     try:
-        running: dict[Future[Outcome], str] = {pool.submit(run, job): key for key, job in waiting.items()}
+        with _interrupts_ignored():
+            running: dict[Future[Outcome], str] = {pool.submit(run, job): key for key, job in waiting.items()}
         while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            done = wait(running, return_when=FIRST_COMPLETED).done
+            for future in sorted(done, key=lambda f: f.exception() is not None):  # what is finished is kept first
                 yield running.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise OfframpError(
+            "a training's process was ended, perhaps for want of memory; start again with fewer workers: what is "
+            "done is kept"
+        ) from error
     finally:
         for process in list((pool._processes or {}).values()):  # a training would go on for minutes
             process.terminate()
         pool.shutdown(cancel_futures=True)
 
 
-def _one_thread() -> None:
-    import signal
+@contextmanager
+def _interrupts_ignored() -> Generator[None, None, None]:
+    """Processes started within never see Ctrl-C, not even while they start: the parent ends them."""
+    if threading.current_thread() is not threading.main_thread():  # others may not set signal handlers
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
+
+def _one_thread() -> None:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     torch.set_num_threads(1)
 
 
-def _recorded(record: Path) -> dict[str, Outcome]:
+def _append(record: Path, text: str) -> None:
+    try:
+        with record.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {record}: {error.strerror}") from error
+
+
+def _recorded(record: Path) -> tuple[dict[str, Outcome], bool]:
+    """What is recorded, and whether its last line is whole."""
     found: dict[str, Outcome] = {}
-    if not record.exists():
-        return found
-    for line in record.read_text(encoding="utf-8").splitlines():
+    try:
+        text = record.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return found, True
+    except OSError as error:
+        raise ConfigError(f"cannot read {record}: {error.strerror}") from error
+    for line in text.splitlines():
         try:
             entry = json.loads(line)
             found[json.dumps(entry["job"], sort_keys=True)] = entry["outcome"]
         except (ValueError, KeyError, TypeError):
             continue  # the line that was being written when the study was stopped
-    return found
+    return found, text[-1:] in ("", "\n")
 
 
 def mean(values: Sequence[float]) -> float:
@@ -129,7 +162,16 @@ def interval(values: Sequence[float]) -> float:
         return 0.0
     middle = mean(values)
     deviation = math.sqrt(sum((v - middle) ** 2 for v in values) / (n - 1))
-    return (_T95[n - 2] if n - 2 < len(_T95) else 1.96) * deviation / math.sqrt(n)
+    return _t95(n - 1) * deviation / math.sqrt(n)
+
+
+def _t95(freedom: int) -> float:
+    """The two-sided 95 % point of Student's t; beyond the table by its expansion (Fisher and Cornish 1960)."""
+    if freedom <= len(_T95):
+        return _T95[freedom - 1]
+    z, v = 1.959964, freedom
+    terms = (z**3 + z) / (4 * v), (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+    return z + sum(terms) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
 
 
 def origin(command: str) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def sentences(outcomes: Sequence[Outcome]) -> list[str]:
     for e, what in enumerate(("early exit", "final exit")):
         dense = mean(_accuracies(outcomes, "dense", 1, e))
         drops = {factor: dense - mean(_accuracies(outcomes, "sparse", factor, e)) for factor in factors}
-        kept = [factor for factor in factors if all(drops[f] <= KEPT for f in factors if f <= factor)]
+        kept = [factor for factor in factors if all(drops[f] <= KEPT + 1e-9 for f in factors if f <= factor)]
         if kept:
             knee = max(kept)
             said.append(
