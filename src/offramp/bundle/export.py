@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from offramp.bundle.bundle import Bundle, write_bundle
 from offramp.bundle.codec import OPSET, uint8_codec
 from offramp.bundle.fold import fold_gathers, fold_weights
+from offramp.bundle.lower import lower_gathers
 from offramp.bundle.manifest import (
     NAME_PATTERN,
     Codec,
@@ -92,6 +93,7 @@ def export_graph(net: MultiExit, example_input: Tensor) -> onnx.ModelProto:
     with quiet_exporter():
         fold_weights(program.model)
         fold_gathers(program.model)
+        lower_gathers(program.model)
     model = program.model_proto
     _forget_origin(model)
     return model
