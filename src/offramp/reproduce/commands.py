@@ -159,7 +159,8 @@ def _regimes(study: _Study) -> _Result:
     tuning = regimes.tuning(study.body, study.data, epochs=-(-study.epochs // 3), limit=study.limit)
     tuned = study.run(regimes.run, tuning, "choosing learning rates on held-out training images")
     jobs = regimes.final(study.body, tuned, study.data, epochs=study.epochs, seeds=study.seeds, limit=study.limit)
-    outcomes = study.run(regimes.run, jobs, "training")
+    trained = study.run(regimes.run, jobs, "training")
+    outcomes = [one for o in trained for one in (o, *o.pop("students", []))]
     kinds = ["sparse", "narrow", *(["narrow-macs"] if any(o["kind"] == "narrow-macs" for o in outcomes) else [])]
     dense = [o for o in outcomes if o["kind"] == "dense"]
     panels = []
@@ -175,7 +176,8 @@ def _regimes(study: _Study) -> _Result:
         )
     title = f"Where predefined sparsity pays: {study.body} on {study.data}"
     table = regimes_table(title, outcomes, f"{study.epochs} epochs, {len(study.seeds)} seeds")
-    said = sentences(outcomes)
+    changes = [f"{variant}: {what}" for variant, what in regimes.VARIANTS.items()]
+    said = [*sentences(outcomes), *(changes if regimes.BODIES[study.body].variants else [])]
     figures = {"outcomes": outcomes, "verdicts": said}
     picture = curves(panels, "fewer weights than dense (backbone)")
     return title, [table, "\n".join(said)], {"curves": picture}, figures

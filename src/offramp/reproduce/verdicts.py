@@ -15,7 +15,7 @@ KEPT = 0.3
 
 
 def curve_of(kind: str, outcomes: Sequence[Outcome], exit_index: int) -> Curve:
-    """The accuracy of one kind against the factor, means over seeds."""
+    """The accuracy of one kind against the factor, means over seeds, variants left out."""
     factors = sorted({o["factor"] for o in outcomes if o["kind"] == kind})
     found = [_accuracies(outcomes, kind, factor, exit_index) for factor in factors]
     return Curve(kind, factors, [mean(a) for a in found], [interval(a) for a in found])
@@ -23,18 +23,18 @@ def curve_of(kind: str, outcomes: Sequence[Outcome], exit_index: int) -> Curve:
 
 def regimes_table(title: str, outcomes: Sequence[Outcome], what: str) -> str:
     """One row per kind and factor."""
-    groups: dict[tuple[int, str], list[Outcome]] = {}
+    groups: dict[tuple[int, str, str], list[Outcome]] = {}
     for o in outcomes:
-        groups.setdefault((o["factor"], o["kind"]), []).append(o)
+        groups.setdefault((o["factor"], o["variant"], o["kind"]), []).append(o)
     dense_s = _median([o["train_s"] for o in outcomes if o["kind"] == "dense"])
     rows = []
-    for (factor, kind), found in groups.items():
+    for (factor, variant, kind), found in sorted(groups.items(), key=lambda group: group[0][:2]):
         first = found[0]
         spent = _median([o["train_s"] for o in found])
         cells = [_span([100 * o["test"][e] for o in found]) for e in range(len(first["test"]))]
         rows.append(
             [
-                kind,
+                f"{kind}, {variant}" if variant else kind,
                 "-" if kind == "dense" else f"{factor}x",
                 count_text(first["weights"]),
                 count_text(first["macs"]),
@@ -53,8 +53,9 @@ def regimes_table(title: str, outcomes: Sequence[Outcome], what: str) -> str:
 
 
 def sentences(outcomes: Sequence[Outcome]) -> list[str]:
-    """The knee, and where narrow is as good, for every exit."""
-    said = []
+    """The knee, where narrow is as good, and what each variant changes, for every exit."""
+    said: list[str] = []
+    variants = list(dict.fromkeys(o["variant"] for o in outcomes if o["variant"]))
     kinds = [kind for kind in ("narrow", "narrow-macs") if any(o["kind"] == kind for o in outcomes)]
     factors = sorted({o["factor"] for o in outcomes if o["kind"] == "sparse"})
     for e, what in enumerate(("early exit", "final exit")):
@@ -76,12 +77,33 @@ def sentences(outcomes: Sequence[Outcome]) -> list[str]:
             level = [f"{f}x" for f, a in ahead.items() if mean(a) - interval(a) <= 0]
             if level:
                 said.append(f"{what}: {kind} is as good as sparse at {', '.join(level)}")
+        said += [_changed(outcomes, variant, e, what) for variant in variants]
     return said
 
 
-def _accuracies(outcomes: Sequence[Outcome], kind: str, factor: int, exit_index: int) -> list[float]:
+def _changed(outcomes: Sequence[Outcome], variant: str, exit_index: int, what: str) -> str:
+    """What a variant does to sparse, and whether it then beats the narrow network of as many MACs."""
+    (factor,) = {o["factor"] for o in outcomes if o["variant"] == variant}
+
+    def against(kind: str, other: str) -> str:
+        ours, theirs = (
+            _accuracies(outcomes, k, factor, exit_index, v) for k, v in (("sparse", variant), (kind, other))
+        )
+        ahead = [a - b for a, b in zip(ours, theirs, strict=True)]
+        return f"{mean(ahead):+.2f} ± {interval(ahead):.2f}"
+
+    return (
+        f"{what}: sparse, {variant}, at {factor}x: {against('sparse', '')} against plain sparse, "
+        f"{against('narrow-macs', variant)} against narrow-macs, {variant}"
+    )
+
+
+def _accuracies(
+    outcomes: Sequence[Outcome], kind: str, factor: int, exit_index: int, variant: str = ""
+) -> list[float]:
     """In %, by seed."""
-    found = [o for o in outcomes if o["kind"] == kind and o["factor"] == factor]
+    wanted = (kind, factor, variant)
+    found = [o for o in outcomes if (o["kind"], o["factor"], o["variant"]) == wanted]
     return [100 * o["test"][exit_index] for o in sorted(found, key=lambda o: o["seed"])]
 
 
