@@ -235,8 +235,11 @@ def test_inspect_refuses_what_it_cannot_draw(tmp_path, digits_bundle, patterns, 
 
 
 def test_inspect_without_matplotlib_says_what_to_install(tmp_path, digits_bundle, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "offramp.report.patterns")
+    for name in ("offramp.report.patterns", "offramp.report.pictures"):
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(
         MissingExtraError, match=r"`offramp inspect --patterns` needs matplotlib.*offramp\[report\]"
     ):

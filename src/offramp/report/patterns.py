@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 
 from offramp.bundle.manifest import Provenance
 from offramp.errors import BundleManifestError, ConfigError
+from offramp.report.pictures import svg
 from offramp.sparse.block import BlockPattern
 from offramp.sparse.clash_free import ClashFreePattern
 from offramp.sparse.pattern import Pattern
@@ -53,12 +52,7 @@ def patterns_picture(patterns: Mapping[str, Pattern]) -> str:
     Raises:
         ConfigError: No patterns, or too many.
     """
-    out = io.StringIO()
-    # Without a salt of its own every drawing would have other ids.
-    with matplotlib.rc_context({"svg.hashsalt": "offramp"}):
-        FigureCanvasSVG(_figure(patterns)).print_svg(out, metadata={"Date": None})  # type: ignore[no-untyped-call]
-    text = out.getvalue()
-    return text[text.index("<svg") :]
+    return svg(_figure(patterns))
 
 
 def write_patterns(patterns: Mapping[str, Pattern], path: str | Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def read_inputs(
             continue
         try:
             batch = _array(path, spec, images)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, TokenError) as error:  # the last from a torn header
             yield str(path), Broken(f"{path} is not an array that can be read: {error}")
             continue
         for i, x in enumerate(batch):

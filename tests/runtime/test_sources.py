@@ -1,0 +1,40 @@
+"""Inputs from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from offramp.bundle.manifest import TensorSpec
+from offramp.runtime.sources import Broken, read_inputs
+
+SPEC = TensorSpec(name="x", dtype="float32", shape=(3,))
+
+
+def header(text: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(118)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x93NUMPY",
+        header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (2,L, "),
+        header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (9,), }"),
+        header(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"),
+    ],
+    ids=["empty", "no header", "a torn header", "too short", "objects"],
+)
+def test_a_broken_array_does_not_stop_the_others(tmp_path: Path, content: bytes) -> None:
+    broken, whole = tmp_path / "a.npy", tmp_path / "b.npy"
+    broken.write_bytes(content)
+    np.save(whole, np.arange(6, dtype=np.float32).reshape(2, 3))
+    (name, first), *others = read_inputs([broken, whole], SPEC, None)
+    assert name == str(broken)
+    assert isinstance(first, Broken)
+    assert f"{broken} is not an array that can be read" in first.reason
+    assert [name for name, _ in others] == [f"{whole}[0]", f"{whole}[1]"]
+    assert [x.tolist() for _, x in others] == [[0, 1, 2], [3, 4, 5]]
