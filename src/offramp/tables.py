@@ -14,7 +14,7 @@ __all__ = ["bytes_text", "count_text", "table_text"]
 def table_text(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", width: int = 160
 ) -> str:
-    """A table as plain text; columns whose cells all look like numbers are set flush right.
+    """A table as plain text; columns whose cells all look like numbers are set flush right, but for the first.
 
     Args:
         title: Above the table.
@@ -26,7 +26,7 @@ def table_text(
     table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
     for i, head in enumerate(columns):
         cells = [row[i] for row in rows if row[i] not in ("", "-")]
-        numeric = bool(cells) and all(cell[:1] in "0123456789.+-" for cell in cells)
+        numeric = i > 0 and bool(cells) and all(cell[:1] in "0123456789.+-" for cell in cells)
         # What a row is called stays whole, so that it can be copied; other cells are folded first.
         table.add_column(head, justify="right" if numeric else "left", overflow="fold", no_wrap=i == 0)
     for row in rows:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.lines import Line2D
+from matplotlib.ticker import ScalarFormatter
 
 from offramp.report.pictures import panels, svg
 
@@ -75,7 +76,7 @@ def curves(shown: Sequence[Panel], x_label: str) -> str:
 
 
 def placements_picture(rows: Sequence[tuple[str, str, int, float, float, int]]) -> str:
-    """Accuracy over the edge's modelled energy, a point per network, way and cut, as SVG text.
+    """Error over the edge's modelled energy, a point per network, way and cut, as SVG text; both logarithmic.
 
     Args:
         rows: Network, way, cut, microjoules, accuracy in %, weights on the edge.
@@ -87,10 +88,10 @@ def placements_picture(rows: Sequence[tuple[str, str, int, float, float, int]]) 
         colour = _NETWORK_COLOURS[i % len(_NETWORK_COLOURS)]
         for way, mark in marks.items():
             points = [row for row in rows if row[0] == network and row[1] == way]
-            x, y = [p[3] for p in points], [p[4] for p in points]
+            x, y = [p[3] for p in points], [100 - p[4] for p in points]
             axes.plot(x, y, mark, color=colour, ms=7, alpha=0.85)
             for p in points:
-                axes.annotate(str(p[2]), (p[3], p[4]), (5, 3), textcoords="offset points", fontsize=7)
+                axes.annotate(str(p[2]), (p[3], 100 - p[4]), (5, 3), textcoords="offset points", fontsize=7)
     handles = [
         Line2D([], [], color=c, marker="o", ls="", label=n)
         for n, c in zip(networks, _NETWORK_COLOURS, strict=False)
@@ -98,8 +99,12 @@ def placements_picture(rows: Sequence[tuple[str, str, int, float, float, int]]) 
     handles += [Line2D([], [], color="#555", marker=m, ls="", mfc="none", label=w) for w, m in marks.items()]
     axes.legend(handles=handles, frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.tick_params(axis="y", which="minor", labelsize=7)
     axes.set_xlabel(
         "modelled energy of the edge per input in µJ (computing and sending); figures: the cut", fontsize=8
     )
-    axes.set_ylabel("test accuracy in %", fontsize=8)
+    axes.set_ylabel("test error in %", fontsize=8)
     return svg(figure)

@@ -107,29 +107,30 @@ def placements(outcomes: Sequence[Outcome], energy: EnergyModel) -> list[Placeme
 
 def title_table(rows: Sequence[Placement], energy: EnergyModel) -> str:
     """The placements as a table."""
-    heads = ["network", "cut", "way", "edge weights", "edge", "edge MACs", "server weights", "server"]
-    heads += ["server MACs", "sent", "exits", "accuracy %", "edge µJ", "computing"]
+    heads = ["network", "cut", "way", "edge weights", "edge", "server weights", "server", "server MACs", "sent"]
+    heads += ["exits", "accuracy %", "edge µJ", "computing"]
+    named = [None, *(row.network for row in rows)]
     cells = [
         [
-            row.network,
+            "" if row.network == before else row.network,
             str(row.cut),
             row.way,
             count_text(row.edge_weights),
             bytes_text(row.edge_bytes),
-            count_text(row.edge_macs),
             count_text(row.server_weights),
             bytes_text(row.server_bytes),
             count_text(row.server_macs),
             bytes_text(row.sent_bytes),
             f"{100 * row.exits:.1f} %",
             f"{100 * row.accuracy:.2f} ± {100 * row.spread:.2f}",
-            f"{1e3 * row.edge_mj:.3g}",
-            f"{1e3 * row.computing_mj:.3g}",
+            f"{1e3 * row.edge_mj:,.1f}",
+            f"{1e3 * row.computing_mj:,.1f}",
         ]
-        for row in rows
+        for before, row in zip(named, rows, strict=False)
     ]
     caption = (
-        "server MACs, sent and energy: means per input. Energy is modelled, of the edge alone: "
+        "the edge's MACs are its weights, each used once; server MACs, sent and energy: means per input. Energy "
+        "is modelled, of the edge alone: "
         f"{energy.mac_pj} pJ a MAC, {energy.weight_pj:g} pJ a weight read (Horowitz 2014), Wi-Fi at "
         f"{energy.rate_mbps:g} Mbit/s (Huang et al. 2012)"
     )
