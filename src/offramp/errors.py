@@ -18,6 +18,7 @@ OfframpError
 │   ├── BundlePathError      a path that leaves the bundle's directory
 │   ├── ExternalDataError    an ONNX file that points to data outside itself
 │   └── BundleShapeError     stages whose tensors do not chain
+├── TraceError               a trace that cannot be read or written, or does not agree with itself
 ├── InputError               an input of wrong shape or dtype, or not finite
 ├── ActionError              a policy chose what this edge cannot do
 ├── StageError               the ONNX runtime failed in a stage
@@ -101,6 +102,10 @@ class ExternalDataError(BundleError):
 
 class BundleShapeError(BundleError):
     """Stages whose tensors do not chain."""
+
+
+class TraceError(OfframpError):
+    """A trace that cannot be read or written, or does not agree with itself."""
 
 
 class InputError(OfframpError, ValueError):

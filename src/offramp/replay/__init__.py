@@ -1,0 +1,1 @@
+"""Traces: what every exit says about every sample, recorded once and replayed by policies."""

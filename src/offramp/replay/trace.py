@@ -1,0 +1,195 @@
+"""Traces: what every exit of a network says about every sample of a data set, in one small file.
+
+A trace file is a NumPy archive without pickles. Its arrays:
+
+| name | dtype, shape | meaning |
+|---|---|---|
+| `format` | int64, () | 1 |
+| `prediction` | int32, (samples, exits) | the class that each exit names; the last exit's last |
+| `confidence` | float32, (samples, exits) | max softmax after the exit's temperature |
+| `label` | int32, (samples,) | the true class, −1 where it is not known |
+| `meta` | bytes as uint8, (n,) | the fields of `TraceMeta` as JSON |
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
+
+from offramp.config import Config
+from offramp.errors import TraceError
+
+__all__ = ["FORMAT", "Trace", "TraceMeta"]
+
+FORMAT: Literal[1] = 1
+
+_Count = Annotated[int, Field(ge=0)]
+_Ms = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class TraceMeta(Config):
+    """Where a trace comes from, and what each step cost.
+
+    Attributes:
+        bundle: The bundle's name.
+        digest: The bundle's digest.
+        data: The data set's name.
+        distortion: What was done to the images, as `Distortion` prints; empty for none.
+        seed: The distortion's seed.
+        exits: Per column of the trace, which exit it is; the last one is the network's own output.
+        stage_ms: Per stage, the median milliseconds of one sample on the machine that traced.
+        exit_ms: Per column, the head's milliseconds; 0 for the last.
+        stage_macs: Per stage, multiply-accumulates of one sample.
+        exit_macs: Per column, the head's.
+        depths: Per stage ℓ, the layers on the path to its end.
+        cut_bytes: Per mode, the bytes of each cut, the input (cut −1) first; None where a cut lacks the mode.
+    """
+
+    bundle: str
+    digest: str = ""
+    data: str = ""
+    distortion: str = ""
+    seed: int = 0
+    exits: tuple[_Count, ...]
+    stage_ms: tuple[_Ms, ...]
+    exit_ms: tuple[_Ms, ...]
+    stage_macs: tuple[_Count, ...]
+    exit_macs: tuple[_Count, ...]
+    depths: tuple[_Count, ...]
+    cut_bytes: dict[str, tuple[_Count | None, ...]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _agree(self) -> TraceMeta:
+        stages, columns = len(self.stage_ms), len(self.exits)
+        if (
+            not stages
+            or not columns
+            or list(self.exits) != sorted(set(self.exits))
+            or self.exits[-1] != stages - 1
+        ):
+            raise ValueError(f"exits {self.exits} do not go with {stages} stages: they ascend to the last stage's")
+        for name, wanted in (
+            ("exit_ms", columns),
+            ("stage_macs", stages),
+            ("exit_macs", columns),
+            ("depths", stages),
+        ):
+            if len(getattr(self, name)) != wanted:
+                raise ValueError(f"{name} holds {len(getattr(self, name))} values, not {wanted}")
+        for mode, per_cut in self.cut_bytes.items():
+            if len(per_cut) != stages:
+                raise ValueError(f"cut_bytes of {mode!r} holds {len(per_cut)} values for {stages} cuts")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What every exit says about every sample.
+
+    Attributes:
+        prediction: (samples, exits) class indices, the last exit's last.
+        confidence: (samples, exits), in [0, 1].
+        label: (samples,) class indices, −1 where unknown.
+        meta: Where it comes from, and what each step cost.
+
+    Raises:
+        TraceError: Arrays that do not agree, or hold what they cannot.
+    """
+
+    prediction: NDArray[np.int32]
+    confidence: NDArray[np.float32]
+    label: NDArray[np.int32]
+    meta: TraceMeta
+
+    def __post_init__(self) -> None:
+        n, columns = len(self.label), len(self.meta.exits)
+        wanted: dict[str, tuple[Any, tuple[int, ...]]] = {
+            "prediction": (np.int32, (n, columns)),
+            "confidence": (np.float32, (n, columns)),
+            "label": (np.int32, (n,)),
+        }
+        for name, (dtype, shape) in wanted.items():
+            array = getattr(self, name)
+            if array.dtype != dtype or array.shape != shape:
+                raise TraceError(
+                    f"{name}: expected {np.dtype(dtype)} of shape {shape}, got {array.dtype} of {array.shape}"
+                )
+        if not n:
+            raise TraceError("a trace needs at least one sample")
+        if not (
+            np.isfinite(self.confidence).all() and (self.confidence >= 0).all() and (self.confidence <= 1).all()
+        ):
+            raise TraceError("confidence: values outside [0, 1], or not finite")
+        if self.prediction.min() < 0 or self.label.min() < -1:
+            raise TraceError("prediction or label: class indices below 0")
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def accuracy(self) -> tuple[float, ...]:
+        """Per exit, the share of right answers among the samples whose label is known; NaN if none is."""
+        known = self.label >= 0
+        if not known.any():
+            return (float("nan"),) * self.prediction.shape[1]
+        right = self.prediction[known] == self.label[known, None]
+        return tuple(float(r) for r in right.mean(axis=0))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the trace; the same trace gives the same bytes, and a file there is replaced whole.
+
+        Raises:
+            TraceError: A path that cannot be written.
+        """
+        path = Path(path)
+        arrays: dict[str, Any] = {
+            "format": np.int64(FORMAT),
+            "prediction": self.prediction,
+            "confidence": self.confidence,
+            "label": self.label,
+            "meta": np.frombuffer(self.meta.model_dump_json().encode(), np.uint8),
+        }
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as file:
+                np.savez_compressed(file, **arrays)
+            part.replace(path)
+        except OSError as error:
+            raise TraceError(f"cannot write to {path}: {error.strerror}") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Reads a trace.
+
+        Raises:
+            TraceError: A file that is missing, no trace, of another format, or does not agree with itself.
+        """
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise TraceError(f"cannot read {path}: {error.strerror}") from error
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            found = {name: arrays[name] for name in ("format", "prediction", "confidence", "label", "meta")}
+            version = int(found["format"])
+        except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            raise TraceError(f"{path} is not a trace: {error}") from error
+        if version != FORMAT:
+            raise TraceError(f"{path} has trace format {version}; this offramp reads {FORMAT}")
+        try:
+            meta = TraceMeta.model_validate_json(found["meta"].tobytes())
+            return cls(found["prediction"], found["confidence"], found["label"], meta)
+        except (ValidationError, TraceError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise TraceError(f"{path}: {reason}") from error
