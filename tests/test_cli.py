@@ -19,7 +19,7 @@ from PIL import Image
 from offramp.cli import main
 from offramp.serving.process import running
 
-COMMANDS = ("demo", "train", "inspect", "profile", "serve", "run", "link", "export")
+COMMANDS = ("demo", "train", "inspect", "profile", "serve", "run", "link", "export", "reproduce")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from offramp.errors import ConfigError
+
 __all__ = ["EnergyModel"]
 
 
@@ -19,6 +21,9 @@ class EnergyModel:
         upload_mw_per_mbps: Milliwatts of a Wi-Fi radio per Mbit/s sent: 283.17 (Huang et al., MobiSys 2012).
         radio_mw: Its milliwatts at any rate: 132.86 (the same).
         rate_mbps: The link's rate.
+
+    Raises:
+        ConfigError: A rate that is not above 0, or a negative constant.
     """
 
     mac_pj: float = 4.6
@@ -26,6 +31,13 @@ class EnergyModel:
     upload_mw_per_mbps: float = 283.17
     radio_mw: float = 132.86
     rate_mbps: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not self.rate_mbps > 0:
+            raise ConfigError(f"rate_mbps must be above 0, not {self.rate_mbps}")
+        for name in ("mac_pj", "weight_pj", "upload_mw_per_mbps", "radio_mw"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
 
     def compute_mj(self, macs: float, weights: float) -> float:
         """Millijoules of `macs` multiply-accumulates on `weights` weights that are read once."""

@@ -88,10 +88,10 @@ def placements_picture(rows: Sequence[tuple[str, str, int, float, float, int]]) 
         colour = _NETWORK_COLOURS[i % len(_NETWORK_COLOURS)]
         for way, mark in marks.items():
             points = [row for row in rows if row[0] == network and row[1] == way]
-            x, y = [p[3] for p in points], [100 - p[4] for p in points]
+            x, y = [p[3] for p in points], [_error(p[4]) for p in points]
             axes.plot(x, y, mark, color=colour, ms=7, alpha=0.85)
             for p in points:
-                axes.annotate(str(p[2]), (p[3], 100 - p[4]), (5, 3), textcoords="offset points", fontsize=7)
+                axes.annotate(str(p[2]), (p[3], _error(p[4])), (5, 3), textcoords="offset points", fontsize=7)
     handles = [
         Line2D([], [], color=c, marker="o", ls="", label=n)
         for n, c in zip(networks, _NETWORK_COLOURS, strict=False)
@@ -108,3 +108,8 @@ def placements_picture(rows: Sequence[tuple[str, str, int, float, float, int]]) 
     )
     axes.set_ylabel("test error in %", fontsize=8)
     return svg(figure)
+
+
+def _error(accuracy: float) -> float:
+    """In %; a logarithmic axis has no place for none."""
+    return max(100 - accuracy, 0.01)

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 
 from offramp.datasets import IDX_SETS, ImageData, cifar10, idx_set, mnist_subset
 from offramp.errors import ConfigError
@@ -26,7 +25,7 @@ Form = Literal["padded", "maps"]
 
 @functools.cache
 def images(data: str, form: Form, limit: int | None = None) -> tuple[Samples, Samples]:
-    """All training and all test images of a set, scaled to [0, 1], colours to mean 0 and deviation 1.
+    """All training and all test images of a set, scaled to [0, 1]; colours standardised by the training set.
 
     Args:
         data: The set's name.
@@ -44,6 +43,9 @@ def images(data: str, form: Form, limit: int | None = None) -> tuple[Samples, Sa
     else:
         raise ConfigError(f"there is no data set {data!r}; known: {', '.join((*GREY, *COLOUR))}")
     train, test = (_samples(part, form, limit) for part in parts)
+    if data in COLOUR:  # in torch: NumPy's float32 sums over so many values stop growing
+        deviation, centre = torch.std_mean(train.x, (0, 2, 3), correction=0, keepdim=True)
+        train, test = (Samples((part.x - centre) / deviation, part.y) for part in (train, test))
     return train, test
 
 
@@ -57,11 +59,9 @@ def _samples(part: ImageData, form: Form, limit: int | None) -> Samples:
     # Sets may be sorted by class or writer; the studies take their first or last images.
     order = np.random.RandomState(0).permutation(len(part))[:limit]
     y = torch.from_numpy(part.labels[order])
-    pixels: NDArray[np.float32] = part.images[order].astype(np.float32) / np.float32(255)
-    if pixels.ndim == 4:
-        centred = (pixels - pixels.mean(axis=(0, 1, 2))) / pixels.std(axis=(0, 1, 2))
-        return Samples(torch.from_numpy(np.ascontiguousarray(centred.transpose(0, 3, 1, 2))), y)
-    x = torch.from_numpy(pixels)
+    x = torch.from_numpy(part.images[order].astype(np.float32) / np.float32(255))
+    if x.dim() == 4:
+        return Samples(x.permute(0, 3, 1, 2).contiguous(), y)
     if form == "maps":
         return Samples(x.unsqueeze(1), y)
     return Samples(F.pad(x.flatten(1), (8, 8)), y)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from offramp.errors import ConfigError
 from offramp.evalmode import eval_mode
 from offramp.exits.heads import PooledHead
 from offramp.exits.network import MultiExit
@@ -98,6 +99,9 @@ def narrowed(
         build: Makes a network from widths.
         cost: What is compared.
         target: The cost to come near to.
+
+    Raises:
+        ConfigError: Even one neuron per layer costs more.
     """
     widest = max(widths)
 
@@ -105,7 +109,9 @@ def narrowed(
         return tuple(max(1, round(w * n / widest)) for w in widths)
 
     n = bisect.bisect_right(range(1, widest + 1), target, key=lambda n: cost(build(scaled(n))))
-    return scaled(max(1, n))
+    if n == 0:
+        raise ConfigError(f"even the narrowest network costs more than {target:,}")
+    return scaled(n)
 
 
 def he_normal_(net: nn.Module, fan_ins: Sequence[int], bias: float) -> None:

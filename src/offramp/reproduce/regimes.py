@@ -165,7 +165,8 @@ def build(body: str, kind: str, factor: int, seed: int, variant: str = "") -> Mu
     Args:
         body: A name in `BODIES`.
         kind: "dense", "sparse", "narrow" (the sparse one's weights), or "narrow-macs" (its MACs).
-        factor: How many times fewer weights than the dense network the sparse one has at least, heads left out.
+        factor: How many times fewer weights than the dense network the sparse one has at least, heads left out;
+            about as many with "even" and "joined", since the first and last layers stay dense.
         seed: For weights and patterns.
         variant: Empty, or one of `VARIANTS`; "longer" and "taught" change the training alone.
 

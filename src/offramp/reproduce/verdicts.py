@@ -64,9 +64,8 @@ def sentences(outcomes: Sequence[Outcome]) -> list[str]:
         kept = [factor for factor in factors if all(drops[f] <= KEPT + 1e-9 for f in factors if f <= factor)]
         if kept:
             knee = max(kept)
-            said.append(
-                f"{what}: sparse stays within {KEPT} points of dense up to {knee}x ({-drops[knee]:+.2f} points)"
-            )
+            change = f"{0.0 - drops[knee]:+.2f} points"
+            said.append(f"{what}: sparse stays within {KEPT} points of dense up to {knee}x ({change})")
         else:
             first = factors[0]
             said.append(f"{what}: sparse is {drops[first]:.2f} points below dense at {first}x already")
