@@ -14,13 +14,18 @@ import pytest
 from offramp.bundle.manifest import Manifest, Tuning
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = {
+    f"{page.stem}-{number}": block
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+}
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_readme_example_runs(number, tmp_path):
+@pytest.mark.parametrize("name", BLOCKS)
+def test_an_example_runs(name, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKS[number]],
+        [sys.executable, "-c", BLOCKS[name]],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -32,8 +37,15 @@ def test_readme_example_runs(number, tmp_path):
     assert done.stdout.strip()
 
 
-def test_readme_has_examples():
-    assert len(BLOCKS) >= 1
+def test_there_are_examples():
+    assert {"README-0", "sparsity-0"} <= set(BLOCKS)
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [*PAGES, *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 @pytest.mark.parametrize(("model", "name"), [(Manifest, "manifest"), (Tuning, "tuning")])
