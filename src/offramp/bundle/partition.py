@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from offramp.bundle.dataflow import Dataflow, needs
 from offramp.bundle.manifest import Graph, TensorSpec
 from offramp.bundle.shapes import node_macs
 from offramp.errors import ExportError
 
-__all__ = ["Cost", "Partition", "depths", "describe", "graph_cost", "partition", "tensor_spec"]
+__all__ = ["Cost", "Partition", "depths", "describe", "forget_origin", "graph_cost", "partition", "tensor_spec"]
 
 _DTYPES: dict[int, Literal["float32", "uint8", "int64"]] = {
     TensorProto.FLOAT: "float32",
@@ -104,6 +104,28 @@ def describe(model: ModelProto, file: str, content: bytes, sha256: str) -> Graph
         parameters=cost.parameters,
         macs=cost.macs,
     )
+
+
+def forget_origin(model: ModelProto) -> None:
+    """Drops the exporter's notes: they hold this machine's paths, and the digest would depend on them."""
+
+    def forget(graph: GraphProto | FunctionProto) -> None:
+        for part in (graph, *graph.node, *graph.value_info):
+            part.ClearField("metadata_props")
+            part.ClearField("doc_string")
+        for node in graph.node:
+            for attribute in node.attribute:
+                bodies = [attribute.g] if attribute.HasField("g") else []
+                for body in (*bodies, *attribute.graphs):
+                    forget(body)
+
+    model.ClearField("metadata_props")
+    model.ClearField("doc_string")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.ClearField("metadata_props")
+        value.ClearField("doc_string")
+    for graph in (model.graph, *model.functions):
+        forget(graph)
 
 
 def depths(flow: Dataflow) -> dict[str, int]:
