@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, compose, helper
+from onnx import ModelProto
 
 from offramp.bundle.bundle import Bundle, write_bundle
 from offramp.bundle.codec import uint8_codec
 from offramp.bundle.cuts import CutGraph
-from offramp.bundle.dataflow import Dataflow, needs
+from offramp.bundle.dataflow import Dataflow
 from offramp.bundle.manifest import (
     Codec,
     Exit,
@@ -96,12 +96,10 @@ def bundle_from_onnx(
     if unknown:
         raise ConfigError(f"there is no cut {unknown[0]} for an exit; cuts are numbered 0 to {len(chosen) - 1}")
     last = len(chosen)
-    answers = {**heads, last: graph.output}
-    for answer in answers.values():
+    for answer in (*heads.values(), graph.output):
         _check_logits(whole, answer)
-    edges = [inputs, *[[t.name for t in cut.tensors] for cut in chosen]]
-    wires = [_wire_names(i - 1, len(edge)) for i, edge in enumerate(edges)]
-    pieces = partition(whole, edges[1:], [answers.get(i) for i in range(last)], final=answers[last])
+    names = [[t.name for t in cut.tensors] for cut in chosen]
+    pieces = partition(whole, names, [heads.get(i) for i in range(last)], final=graph.output, bundle_names=True)
     files: dict[str, bytes] = {}
 
     def add(piece: ModelProto, file: str) -> Graph:
@@ -109,17 +107,13 @@ def bundle_from_onnx(
         content = files[file] = piece.SerializeToString(deterministic=True)
         return describe(piece, file, content, hashlib.sha256(content).hexdigest())
 
-    maps = [dict(zip(edge, wire, strict=True)) for edge, wire in zip(edges, wires, strict=True)]
-    leaving = [*maps[1:], {answers[last]: f"exit_{last}"}]
-    stages = [_renamed(p, a, b) for p, a, b in zip(pieces.stages, maps, leaving, strict=True)]
-    graphs = [add(stage, f"stages/stage_{i}.onnx") for i, stage in enumerate(stages)]
+    graphs = [add(stage, f"stages/stage_{i}.onnx") for i, stage in enumerate(pieces.stages)]
     found: list[Exit | None] = []
     for i, piece in enumerate(pieces.exits):
-        head = None if piece is None else _renamed(piece, maps[i + 1], {answers[i]: f"exit_{i}"})
-        described = None if head is None else add(head, f"exits/exit_{i}.onnx")
-        found.append(None if described is None else Exit(logits=described.outputs[0], graph=described))
+        head = None if piece is None else add(piece, f"exits/exit_{i}.onnx")
+        found.append(None if head is None else Exit(logits=head.outputs[0], graph=head))
     codecs = []
-    for cut, value_range in _ranges(stages, graphs, samples):
+    for cut, value_range in _ranges(pieces.stages, graphs, samples):
         encoder, decoder = uint8_codec(graphs[cut + 1].inputs, value_range)
         stem = f"codecs/{cut_name(cut)}.uint8"
         ends = add(encoder, f"{stem}.enc.onnx"), add(decoder, f"{stem}.dec.onnx")
@@ -171,30 +165,6 @@ def _check_logits(model: ModelProto, name: str) -> None:
             f"the output {name!r} holds probabilities, but exits need the logits before the Softmax; name them: "
             f"--output {maker.input[0]}"
         )
-
-
-def _wire_names(cut: int, tensors: int) -> list[str]:
-    """What the tensors of a cut are called in a bundle: `cut_0`, or `cut_0_0`, `cut_0_1`, … if several."""
-    return [cut_name(cut)] if tensors == 1 else [f"{cut_name(cut)}_{i}" for i in range(tensors)]
-
-
-def _renamed(piece: ModelProto, entering: Mapping[str, str], leaving: Mapping[str, str]) -> ModelProto:
-    """A piece with other names at its ends, between which and its own stand Identities; runtimes drop them."""
-    graph = piece.graph
-    own = {name for node in graph.node for name in (*node.output, *needs(node))} | set(entering)
-    before = ""
-    if own & {*entering.values(), *leaving.values()}:
-        before = "graph."  # it uses such a name for something of its own
-        compose.add_prefix_graph(graph, before, inplace=True)
-    nodes = list(graph.node)
-    del graph.node[:]
-    graph.node.extend(helper.make_node("Identity", [new], [before + old]) for old, new in entering.items())
-    graph.node.extend(nodes)
-    graph.node.extend(helper.make_node("Identity", [before + old], [new]) for old, new in leaving.items())
-    for values, names in ((graph.input, entering), (graph.output, leaving)):
-        for value in values:
-            value.name = names[value.name.removeprefix(before)]
-    return piece
 
 
 def _ranges(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, ValueInfoProto, compose, helper
 
 from offramp.bundle.dataflow import Dataflow, needs
-from offramp.bundle.manifest import Graph, TensorSpec
+from offramp.bundle.manifest import Graph, TensorSpec, cut_name
 from offramp.bundle.shapes import node_macs
 from offramp.errors import ExportError
 
@@ -42,7 +41,12 @@ class Cost:
 
 
 def partition(
-    model: ModelProto, cuts: Sequence[Sequence[str]], exits: Sequence[str | None], *, final: str
+    model: ModelProto,
+    cuts: Sequence[Sequence[str]],
+    exits: Sequence[str | None],
+    *,
+    final: str,
+    bundle_names: bool = False,
 ) -> Partition:
     """Cuts a graph at named tensors.
 
@@ -52,6 +56,9 @@ def partition(
             several cuts is handed on from stage to stage.
         exits: Per cut the name of its exit's logits, or None.
         final: The name of the network's own output.
+        bundle_names: Call what enters and leaves the pieces `input`, `cut_0`, `exit_0` and so on, and where
+            several tensors cross `cut_0_0`, `cut_0_1`. Otherwise they keep their names; what is handed on is
+            called `NAME.cut_1` from cut 1 to stage 2.
 
     Returns:
         One stage more than cuts, an exit per cut, and the depth ℓ at the end of every stage.
@@ -65,16 +72,33 @@ def partition(
     if len(exits) != len(cuts):
         raise ExportError(f"{len(cuts)} cuts need as many exits (None for none), not {len(exits)}")
     cutter = _Cutter(flow)
+    last = len(cuts)
     edges = [flow.inputs, *[list(cut) for cut in cuts], [final]]
+    ends = [_ends(edges, i, bundle_names) for i in range(last + 1)]
+    answers = [
+        {} if name is None else {name: f"exit_{i}" if bundle_names else name}
+        for i, name in enumerate([*exits, final])
+    ]
     stages = tuple(
-        cutter.piece(begin, end, f"stage {i}") for i, (begin, end) in enumerate(itertools.pairwise(edges))
+        cutter.piece(entering, leaving, f"stage {i}")
+        for i, (entering, leaving) in enumerate(zip(ends, [*ends[1:], answers[-1]], strict=True))
     )
     heads = tuple(
-        None if name is None else cutter.piece(cut, [name], f"exit {i}")
-        for i, (cut, name) in enumerate(zip(edges[1:-1], exits, strict=True))
+        cutter.piece(ends[i + 1], answer, f"exit {i}") if answer else None for i, answer in enumerate(answers[:-1])
     )
     depth = depths(flow)
     return Partition(stages, heads, tuple(max(depth.get(name, 0) for name in edge) for edge in edges[1:]))
+
+
+def _ends(edges: Sequence[Sequence[str]], edge: int, bundle_names: bool) -> dict[str, str]:
+    """What the tensors of an edge (0 is the input, 1 is cut 0) are called between the pieces."""
+    here = edges[edge]
+    if bundle_names:
+        called = cut_name(edge - 1)
+        return {name: called if len(here) == 1 else f"{called}_{i}" for i, name in enumerate(here)}
+    # ONNX Runtime gives an output that is an input the same memory, and nobody keeps that alive.
+    earlier = {name for before in edges[:edge] for name in before}
+    return {name: f"{name}.{cut_name(edge - 1)}" if name in earlier else name for name in here}
 
 
 def graph_cost(model: ModelProto) -> Cost:
@@ -164,9 +188,15 @@ class _Cutter:
     def __init__(self, flow: Dataflow) -> None:
         self._flow = flow
 
-    def piece(self, inputs: Sequence[str], outputs: Sequence[str], what: str) -> ModelProto:
-        """The part of the graph that computes `outputs` from `inputs` alone."""
-        flow = self._flow
+    def piece(self, entering: Mapping[str, str], leaving: Mapping[str, str], what: str) -> ModelProto:
+        """The part of the graph that computes some tensors from others alone.
+
+        Args:
+            entering: What it takes, by what that is called outside.
+            leaving: What it gives, likewise.
+            what: For errors.
+        """
+        flow, inputs, outputs = self._flow, list(entering), list(leaving)
         missing = [name for name in (*inputs, *outputs) if name not in flow.values]
         if missing:
             raise ExportError(
@@ -195,6 +225,7 @@ class _Cutter:
         graph.value_info.extend(v for v in flow.model.graph.value_info if v.name in inner)
         graph.input.extend(flow.values[name] for name in inputs)
         graph.output.extend(flow.values[name] for name in outputs)
+        _rename_ends(graph, entering, leaving)
         return piece
 
     def _needed(self, inputs: Sequence[str], outputs: Sequence[str], what: str) -> tuple[set[str], set[str]]:
@@ -229,3 +260,23 @@ class _Cutter:
             found.update(fresh)
             waiting += fresh
         return found
+
+
+def _rename_ends(graph: GraphProto, entering: Mapping[str, str], leaving: Mapping[str, str]) -> None:
+    """Gives a piece other names at its ends. Identities stand between them and its own; runtimes drop most."""
+    changed = [{old: new for old, new in ends.items() if old != new} for ends in (entering, leaving)]
+    own = {name for node in graph.node for name in (*node.output, *needs(node))} | {*entering, *leaving}
+    before = ""
+    if own & {*changed[0].values(), *changed[1].values()}:  # it uses such a name for something of its own
+        before = "graph."
+        compose.add_prefix_graph(graph, before, inplace=True)
+        changed = [dict(entering), dict(leaving)]
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend(helper.make_node("Identity", [new], [before + old]) for old, new in changed[0].items())
+    graph.node.extend(nodes)
+    graph.node.extend(helper.make_node("Identity", [before + old], [new]) for old, new in changed[1].items())
+    for values, names in ((graph.input, changed[0]), (graph.output, changed[1])):
+        for value in values:
+            old = value.name.removeprefix(before)
+            value.name = names.get(old, old)
