@@ -54,7 +54,8 @@ def check_chain(model: ModelProto, cuts: Sequence[Cut], batches: Sequence[int] =
             tensors = run(stage, tensors, [v.name for v in stage.graph.output])
             if cut is not None:
                 assert [t.shape for t in tensors] == [(batch, *t.shape) for t in cut.tensors]
-        np.testing.assert_allclose(tensors[0], run(model, fed, [final])[0], atol=1e-5, rtol=1e-5)
+        (expected,) = run(model, fed, [final])
+        np.testing.assert_allclose(tensors[0], expected, rtol=1e-5, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
 def test_every_place_listed_works(model: ModelProto) -> None:
@@ -328,7 +329,7 @@ def resnet56() -> tuple[Any, int]:
 
 def mobilenet() -> tuple[Any, int]:
     file = WEIGHTS / "mobilenetv2_1.0_224_imagenet_int8.npz"
-    return torch_model("mobilenetv2_torch").load_int8_npz(file), 96
+    return torch_model("mobilenetv2_torch").load_int8_npz(file), 64
 
 
 @pytest.fixture(scope="module", params=[resnet56, mobilenet])

@@ -13,13 +13,14 @@ import difflib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from onnx import ModelProto
 
 from offramp.bundle.dataflow import Dataflow, needs
 from offramp.bundle.manifest import TensorSpec
 from offramp.bundle.mincut import Operations, smallest_cut
-from offramp.bundle.onnxload import prepared
+from offramp.bundle.onnxload import load_onnx, prepared
 from offramp.bundle.partition import depths, tensor_spec
 from offramp.bundle.shapes import node_macs
 from offramp.errors import ConfigError, ExportError
@@ -57,25 +58,26 @@ class Cut:
         return sum(t.bytes for t in self.tensors)
 
 
-def find_cuts(model: ModelProto, *, output: str | None = None) -> tuple[Cut, ...]:
+def find_cuts(model: str | Path | ModelProto, *, output: str | None = None) -> tuple[Cut, ...]:
     """Every useful place, from input to output.
 
     Places are left out that save the server nothing (no multiply-accumulates in the head, and no fewer bytes
     than the input) or leave it nothing to multiply.
 
     Args:
-        model: A graph; its batch must be dynamic, and nothing else.
+        model: An ONNX file, or what was read from one; its batch must be dynamic, and nothing else.
         output: The name of the network's own output; the graph's last one if left out. What only other outputs
             need does not count.
 
     Raises:
         ConfigError: An output that the graph does not have.
-        ExportError: A graph that is empty or whose shapes keep it from being cut.
+        ExportError: A file that cannot be read or run, or a graph whose shapes keep it from being cut.
+        ExternalDataError: Weights outside the model's folder.
     """
-    return CutGraph(prepared(model), output).places
+    return _graph(model, output).places
 
 
-def cuts_at(model: ModelProto, names: Sequence[str], *, output: str | None = None) -> tuple[Cut, ...]:
+def cuts_at(model: str | Path | ModelProto, names: Sequence[str], *, output: str | None = None) -> tuple[Cut, ...]:
     """Cuts at tensors of your choice.
 
     Args:
@@ -90,10 +92,12 @@ def cuts_at(model: ModelProto, names: Sequence[str], *, output: str | None = Non
         ConfigError: A name that the graph does not have, or cuts side by side.
         ExportError: A cut that does not separate the graph, or a tensor that cannot travel.
     """
-    return CutGraph(prepared(model), output).at(names)
+    return _graph(model, output).at(names)
 
 
-def best_cuts(model: ModelProto, head_macs: Sequence[float], *, output: str | None = None) -> tuple[Cut, ...]:
+def best_cuts(
+    model: str | Path | ModelProto, head_macs: Sequence[float], *, output: str | None = None
+) -> tuple[Cut, ...]:
     """The cuts that send the fewest bytes, each within a limit on its head's work.
 
     One cut after another: each is the best of all places within its limit whose head holds the earlier head
@@ -110,7 +114,11 @@ def best_cuts(model: ModelProto, head_macs: Sequence[float], *, output: str | No
         ConfigError: Limits that do not rise between 0 and 1.
         ExportError: No place within a limit; or as in `find_cuts`.
     """
-    return CutGraph(prepared(model), output).best(head_macs)
+    return _graph(model, output).best(head_macs)
+
+
+def _graph(model: str | Path | ModelProto, output: str | None) -> CutGraph:
+    return CutGraph(prepared(model if isinstance(model, ModelProto) else load_onnx(model)), output)
 
 
 class CutGraph:
