@@ -148,6 +148,30 @@ def test_the_same_model_gives_the_same_digest(bundle: off.Bundle, file: Path, tm
     assert again.digest == bundle.digest
 
 
+def test_offramp_s_own_export_can_be_cut_elsewhere(
+    digits_graph: ModelProto, digits_bundle: Path, digit_images: tuple[NDArray[np.uint8], object], tmp_path: Path
+) -> None:
+    """With its exits, whose tensors have a bundle's names already."""
+    made = bundle_from_onnx(
+        digits_graph, ["cut_1", "cut_0"], tmp_path / "again.bundle", exits={0: "exit_0", 1: "exit_1"}
+    )
+    only_second = bundle_from_onnx(digits_graph, ["cut_1"], tmp_path / "one.bundle", exits={0: "exit_1"})
+    known = off.Stages(off.Bundle.load(digits_bundle))
+    x = digit_images[0][:4, None].astype(np.float32) / np.float32(255)
+    cuts, _ = known.stage(0, [x])
+    second, _ = known.stage(1, cuts)
+    for bundle, end in ((made, 1), (only_second, 0)):
+        stages = off.Stages(bundle)
+        tensors = [x]
+        for i in range(end + 1):
+            tensors, _ = stages.stage(i, tensors)
+        np.testing.assert_allclose(tensors[0], second[0], atol=1e-5)
+        np.testing.assert_allclose(stages.exit(end, tensors)[0], known.exit(1, second)[0], atol=1e-4)
+        np.testing.assert_allclose(stages.stage(end + 1, tensors)[0], known.stage(2, second)[0], atol=1e-4)
+    assert [s.depth for s in made.manifest.stages] == [s.depth for s in known.bundle.manifest.stages]
+    assert [s.graph.macs for s in made.manifest.stages] == [s.graph.macs for s in known.bundle.manifest.stages]
+
+
 # --- refusals -------------------------------------------------------------------------------------------
 
 

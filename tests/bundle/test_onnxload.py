@@ -202,13 +202,16 @@ def of_another_domain(model: ModelProto) -> None:
         (lambda m: setattr(m.graph.node[1], "op_type", "Frobnicate"), "Frobnicate.*out of standard operators"),
         (lambda m: setattr(m.opset_import[0], "version", 9999), "9999.*upgrade onnxruntime"),
         (lambda m: setattr(m, "ir_version", 9999), "IR 9999"),
+        (lambda m: setattr(m, "ir_version", onnx.IR_VERSION), r"onnx: Unsupported model IR version: \d+, max"),
+        (lambda m: setattr(m.opset_import[0], "version", 27), r"onnx: ONNX Runtime only .*Opset 27 is under"),
     ],
 )
 def test_operators_and_opsets_that_do_not_run(
     tmp_path: Path, how: Callable[[ModelProto], object], message: str
 ) -> None:
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(ExportError, match=message) as caught:
         load_onnx(saved(changed(how), tmp_path / "net.onnx"))
+    assert "onnxruntime_src" not in str(caught.value)
 
 
 # --- shapes ---------------------------------------------------------------------------------------------
@@ -251,6 +254,12 @@ def test_local_functions_are_looked_into() -> None:
     model.opset_import.append(helper.make_opsetid("own", 1))
     model.graph.node[1].op_type, model.graph.node[1].domain = "Gate", "own"
     assert [(c.bytes, c.macs_before) for c in find_cuts(model)] == [(1200, 1200)]
+
+
+def test_a_batch_of_minus_one_is_a_dynamic_one() -> None:
+    model = small()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    assert find_cuts(model) == find_cuts(small())
 
 
 def test_a_fixed_batch_is_named_with_the_way_out() -> None:

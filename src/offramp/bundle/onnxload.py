@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,10 @@ def load_onnx(path: str | Path, *, free_batch: bool = False) -> ModelProto:
     try:
         session(model)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        reason = " ".join(str(error).split("] : ")[-1].split())
+        # Its messages begin with a code and the place in its sources.
+        reason = re.sub(
+            r"^\[ONNXRuntimeError\] : \d+ : \w+ : (/\S+ .*\) (?=[A-Z]))?", "", " ".join(str(error).split())
+        )
         raise ExportError(f"ONNX Runtime {ort.__version__} cannot run {file}: {reason}{_asks(model)}") from error
     return _freed(model) if free_batch else model
 
@@ -169,7 +173,7 @@ def _per_sample(two: Form, three: Form) -> bool:
 
 def _fixed_batches(model: ModelProto) -> dict[str, int]:
     first = {v.name: v.type.tensor_type.shape.dim[0] for v in model.graph.input}
-    return {name: dim.dim_value for name, dim in first.items() if dim.dim_value}
+    return {name: dim.dim_value for name, dim in first.items() if dim.dim_value > 0}
 
 
 def _freed(model: ModelProto) -> ModelProto:
