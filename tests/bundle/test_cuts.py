@@ -12,6 +12,8 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 from onnx_graphs import MODELS, Builder, encoder, inception, unet, value
@@ -164,6 +166,46 @@ def test_another_output_is_another_network() -> None:
     assert aux[0].macs_after < whole[0].macs_after
     inner = find_cuts(model, output="concat_16")
     assert inner[-1].macs_after > 0
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> ModelProto:
+    """Random graphs of products, sums and reshapes to the sizes of any earlier tensor; two inputs at most."""
+    b = Builder()
+    width = 4
+    tensors = ["x", "y"][: draw(st.integers(1, 2))]
+    inputs = [value(name, "N", width) for name in tensors]
+    for _ in range(draw(st.integers(1, 10))):
+        one, two = (draw(st.sampled_from(tensors)) for _ in range(2))
+        kind = draw(st.sampled_from(["MatMul", "Add", "Relu", "Concat", "Reshape"]))
+        if kind == "MatMul":
+            tensors.append(b.add("MatMul", one, b.weight(width, width)))
+        elif kind == "Add":
+            tensors.append(b.add("Add", one, two))
+        elif kind == "Relu":
+            tensors.append(b.add("Relu", one))
+        elif kind == "Concat":
+            tensors.append(b.add("MatMul", b.add("Concat", one, two, axis=1), b.weight(2 * width, width)))
+        else:
+            n = b.add("Gather", b.add("Shape", two), b.ints(0))
+            folded = b.add("Reshape", one, b.add("Concat", n, b.ints(2, 2), axis=0))
+            tensors.append(b.add("Reshape", folded, b.add("Shape", two)))
+    out = b.add("MatMul", b.add("Concat", *tensors, axis=1), b.weight(width * len(tensors), 2))
+    return b.model(inputs, [value(out, "N", 2)])
+
+
+@settings(max_examples=25, deadline=None)
+@given(networks())
+def test_random_graphs_can_be_cut_everywhere(model: ModelProto) -> None:
+    found = find_cuts(model)
+    check_chain(model, found)
+    for cut in found[::3]:
+        check_chain(model, [cut])
+        assert cuts_at(model, [cut.name]) == (cut,)
+    if found and found[0].macs_before:
+        share = (found[0].macs_before + 1) / (found[0].macs_before + found[0].macs_after)
+        if share < 1:
+            check_chain(model, best_cuts(model, [share]))
 
 
 # --- the fewest bytes -----------------------------------------------------------------------------------

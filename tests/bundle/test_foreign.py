@@ -122,6 +122,29 @@ def test_a_skip_that_crosses_every_cut(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, odds / odds.sum(1, keepdims=True), atol=1e-5)
 
 
+def test_an_exit_may_need_only_some_of_what_crosses(tmp_path: Path) -> None:
+    model = classifier()
+    mean = onnx.helper.make_node("ReduceMean", ["relu_8"], ["early"], axes=[1, 3], keepdims=0)
+    model.graph.node.insert(10, mean)
+    weight = onnx.numpy_helper.from_array(np.eye(8, 2, dtype=np.float32), "w_early")
+    model.graph.initializer.append(weight)
+    model.graph.node.insert(11, onnx.helper.make_node("MatMul", ["early", "w_early"], ["early_logits"]))
+    made = bundle_from_onnx(model, ["relu_3+relu_8"], tmp_path / "b.bundle", exits={0: "early_logits"})
+    head = made.manifest.exits[0]
+    assert head is not None
+    assert head.graph is not None
+    assert [t.name for t in head.graph.inputs] == ["cut_0_0", "cut_0_1"]
+    with (
+        off.Edge(made, policy=off.FixedSplit(1)) as edge,
+        off.Edge(made, off.Tail(off.Stages(made)), off.FixedSplit(0, alpha=0.0)) as early,
+    ):
+        assert [r.exit for r in edge.run(X)] == [1] * len(X)
+        found = list(early.run(X))
+    assert [r.exit for r in found] == [0] * len(X)
+    model.graph.output.append(value("early_logits", "batch", 2))
+    assert [r.label for r in found] == whole(model, X, "early_logits").argmax(1).tolist()
+
+
 @pytest.mark.parametrize("batch", [1, 5])
 def test_the_server_takes_batches(tmp_path: Path, batch: int) -> None:
     """Where the graph reshapes by the sizes of a tensor that did not cross."""
