@@ -265,6 +265,26 @@ def test_sizes_of_earlier_tensors_need_not_cross(batch: int) -> None:
     np.testing.assert_array_equal(tensors[0], run(model, x=X[:batch])[0])
 
 
+def test_a_tensor_whose_sizes_were_read_early_may_be_computed_late() -> None:
+    """The head reshapes b to the sizes of a; a itself belongs to the tail."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Neg", ["x"], ["b"]),
+        helper.make_node("Shape", ["a"], ["s"]),
+        helper.make_node("Reshape", ["b", "s"], ["c"]),
+        helper.make_node("Add", ["a", "c"], ["d"]),
+    ]
+    model = made(nodes, [value("x", "N", 5)], [value("d", "N", 5)])
+    found = partition(model, [["x", "c"]], [None], final="d")
+    assert [[n.op_type for n in stage.graph.node if n.op_type in ("Relu", "Neg")] for stage in found.stages] == [
+        ["Neg"],
+        ["Relu"],
+    ]
+    x, c = run(found.stages[0], x=X)
+    (d,) = run(found.stages[1], **{"x.cut_0": x, "c": c})
+    np.testing.assert_array_equal(d, run(model, x=X)[0])
+
+
 def test_sizes_that_are_no_batch_have_to_cross() -> None:
     """Where another axis may change too, its size is part of the sample."""
     model = sized()

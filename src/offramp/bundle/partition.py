@@ -256,7 +256,9 @@ class _Cutter:
         waiting = list(names)
         while waiting:
             maker = self._flow.makers.get(waiting.pop())
-            fresh = [] if maker is None else [n for n in needs(maker) if n not in found]
+            if maker is None or self._flow.only_batch(maker):
+                continue  # whose sizes are read may be computed anywhere
+            fresh = [n for n in needs(maker) if n not in found]
             found.update(fresh)
             waiting += fresh
         return found
