@@ -310,3 +310,20 @@ def test_batches_of_different_sizes(tmp_path: Path) -> None:
     model = b.model([value("x", 3, 4), value("z", 1, 2)], [value(out, 3, 2)])
     with pytest.raises(ExportError, match=r"different fixed sizes, \[1, 3\]"):
         load_onnx(saved(model, tmp_path / "net.onnx"), free_batch=True)
+
+
+def test_shapes_that_inference_gives_up_on_are_measured() -> None:
+    """Half of a size, by a division that onnx does not follow."""
+    b = Builder()
+    x = b.add("MatMul", "x", b.weight(4, 8))
+    sizes = b.add("Shape", x)
+    half = b.add("Div", b.add("Gather", sizes, b.ints(1)), b.ints(2))
+    folded = b.add("Reshape", x, b.add("Concat", b.add("Gather", sizes, b.ints(0)), half, b.ints(2), axis=0))
+    out = b.add("ReduceMean", b.add("MatMul", folded, b.weight(2, 3)), axes=[1], keepdims=0)
+    model = b.model([value("x", "N", 4)], [value(out, "N", 3)])
+    bare = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    assert folded not in {
+        v.name for v in bare.graph.value_info if all(d.dim_value for d in v.type.tensor_type.shape.dim[1:])
+    }
+    (cut,) = find_cuts(model)
+    assert (cut.name, cut.tensors[0].shape, cut.macs_before, cut.macs_after) == (folded, (4, 2), 32, 24)
