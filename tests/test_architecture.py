@@ -234,10 +234,25 @@ print(json.dumps(said))
         "fit",
         "sparsify_",
     }
-    assert {name for name, text in said.items() if text != "here"} == torch_side
-    for name in torch_side:
+    onnx_side = {"Cut", "best_cuts", "bundle_from_onnx", "cuts_at", "find_cuts"}
+    assert {name for name, text in said.items() if text != "here"} == torch_side | onnx_side
+    for name in torch_side | onnx_side:
+        extra = "onnx" if name in onnx_side else "train"
         assert f"offramp.{name}" in said[name]
-        assert "pip install 'offramp[train]'" in said[name]
+        assert f"pip install 'offramp[{extra}]'" in said[name]
+
+
+def test_cutting_an_onnx_model_needs_no_torch():
+    loaded = run_bare(
+        """
+sys.meta_path[0].find_spec = lambda name, path=None, target=None: None  # onnx may be imported here
+import offramp as off
+off.find_cuts, off.bundle_from_onnx
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+    )
+    assert {"onnx", "networkx"} <= set(loaded)
+    assert not {"torch", "onnxscript", "lightning"} & set(loaded)
 
 
 def test_edge_and_server_run_without_torch_and_onnx(digits_bundle, digit_images, tmp_path):

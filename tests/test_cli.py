@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import signal
 import socket
@@ -19,7 +20,7 @@ from PIL import Image
 from offramp.cli import main
 from offramp.serving.process import running
 
-COMMANDS = ("demo", "train", "inspect", "profile", "serve", "run", "link", "export", "reproduce")
+COMMANDS = ("demo", "train", "inspect", "cuts", "profile", "serve", "run", "link", "export", "reproduce")
 
 
 @dataclass(frozen=True)
@@ -339,3 +340,131 @@ def assert_interrupted(process: subprocess.Popen[str], number: signal.Signals) -
     assert process.returncode == 128 + number
     assert "Traceback" not in said
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
+
+
+# --- cuts -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory) -> Path:
+    """x (N, 8) → 40 products in a row → y (N, 3); an output `side` after the second."""
+    import onnx
+
+    def value(name, width):
+        return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", width])
+
+    rng = np.random.default_rng(0)
+    widths = [8, *([16, 4] * 19), 16, 3]
+    nodes, weights = [], []
+    for i, (before, after) in enumerate(itertools.pairwise(widths)):
+        weights.append(
+            onnx.numpy_helper.from_array(rng.normal(size=(before, after)).astype(np.float32) / 4, f"w{i}")
+        )
+        nodes.append(onnx.helper.make_node("MatMul", [f"t{i}" if i else "x", f"w{i}"], [f"p{i}"]))
+        nodes.append(onnx.helper.make_node("Tanh", [f"p{i}"], [f"t{i + 1}"]))
+    weights.append(onnx.numpy_helper.from_array(rng.normal(size=(4, 3)).astype(np.float32), "w_side"))
+    nodes.append(onnx.helper.make_node("MatMul", ["t2", "w_side"], ["side"]))
+    graph = onnx.helper.make_graph(nodes, "g", [value("x", 8)], [value("side", 3), value("t40", 3)], weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path_factory.mktemp("onnx") / "chain.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_cuts_lists_the_most_useful_places_and_all_if_asked(onnx_file):
+    done = offramp("cuts", onnx_file)
+    assert done.returncode == 0, done.stderr
+    assert "t2 " in done.stdout
+    assert "20 of 39 places" in done.stdout
+    assert "--all shows all" in done.stdout
+    assert "p2 " not in done.stdout
+    every = offramp("cuts", onnx_file, "--all").stdout
+    assert all(f" t{i} " in every for i in range(1, 40))
+    assert "places:" not in every
+
+
+def test_cuts_as_json(onnx_file):
+    facts = json.loads(offramp("cuts", onnx_file, "--json", "--all").stdout)
+    assert (facts["output"], facts["input_bytes"], facts["macs"]) == ("t40", 32, 8 * 16 + 38 * 64 + 16 * 3)
+    second = facts["cuts"][1]
+    assert (second["name"], second["bytes"], second["macs_before"]) == ("t2", 16, 192)
+    assert second["compression"] == 0.5
+    assert [cut["name"] for cut in facts["cuts"] if cut["bottleneck"]] == ["t2"]
+
+
+def test_cuts_of_your_choice_become_a_bundle(onnx_file, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32))
+    out = tmp_path / "chain.bundle"
+    done = offramp("cuts", onnx_file, "--at", "t20", "--at", "t2", "--exit", "0=side", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "3 stages" in done.stdout
+    facts = json.loads(offramp("inspect", out, "--json").stdout)
+    assert [stage["exit"] is not None for stage in facts["stages"]] == [True, False, True]
+    with running(["serve", str(out), "--grpc-port", "0"]) as address:
+        ran = offramp("run", out, tmp_path / "x.npy", "--server", address, "--policy", "split-1")
+    assert ran.returncode == 0, ran.stderr
+    assert {(line["status"], line["where"]) for line in lines(ran)} == {("ok", "server")}
+
+
+def test_cuts_that_send_least_become_a_bundle(onnx_file, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((3, 8), np.float32))
+    out = tmp_path / "chain.bundle"
+    arguments = ("--best", "0.3,0.6", "--samples", tmp_path / "x.npy", "--json")
+    done = offramp("cuts", onnx_file, *arguments, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert [cut["name"] for cut in json.loads(done.stdout)["cuts"]] == ["t2", "t4"]
+    assert json.loads(offramp("inspect", out, "--json").stdout)["stages"][1]["modes"] == {"float": 16, "uint8": 4}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--at", "t2", "--best", "0.5"], 2, "give one of the two"),
+        (["--exit", "0=side"], 2, "--out BUNDLE"),
+        (["--out", "x.bundle"], 2, "a bundle needs cuts"),
+        (["--best", "much"], 2, "shares of the work"),
+        (["--best", "0.5,0.2"], 2, "rise between 0 and 1"),
+        (["--at", "t2", "--out", "x.bundle", "--exit", "side"], 2, "--exit is CUT=OUTPUT"),
+        (["--at", "t2", "--out", "x.bundle", "--samples", "no.npy"], 2, "no array that can be read"),
+        (["--at", "t99"], 2, "did you mean t9"),
+        (["--output", "nothing"], 2, "no tensor 'nothing'"),
+        (["--at", "side"], 1, "does not lead to the output 't40'"),
+        (["--output", "side", "--at", "w_side"], 1, "does not depend on the input"),
+    ],
+)
+def test_cuts_misused(onnx_file, tmp_path, monkeypatch, arguments, code, words):
+    monkeypatch.chdir(tmp_path)
+    assert_clear_error(offramp("cuts", onnx_file, *arguments), code, words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cuts_of_what_is_no_model(tmp_path, onnx_file):
+    (tmp_path / "text.onnx").write_text("no model")
+    assert_clear_error(offramp("cuts", tmp_path / "text.onnx"), 1, "no ONNX file")
+    assert_clear_error(offramp("cuts", tmp_path / "none.onnx"), 1, "cannot read")
+    assert_clear_error(offramp("cuts", onnx_file, "--output", "t1"), 1, "no useful place to cut")
+
+
+def test_cuts_without_onnx_says_what_to_install(onnx_file):
+    program = (
+        "import sys\n"
+        "sys.modules.update(onnx=None, torch=None)\n"
+        f"sys.argv = ['offramp', 'cuts', {str(onnx_file)!r}]\n"
+        "from offramp.cli import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "`offramp cuts` needs onnx, which is not installed: pip install 'offramp[onnx]'" in done.stderr
+
+
+def test_cuts_works_without_torch(onnx_file):
+    program = (
+        "import sys\n"
+        "sys.modules.update(torch=None, onnxscript=None, lightning=None)\n"
+        f"sys.argv = ['offramp', 'cuts', {str(onnx_file)!r}]\n"
+        "from offramp.cli import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "20 of 39 places" in done.stdout

@@ -7,6 +7,7 @@ import socket
 import threading
 
 import numpy as np
+import onnx
 import pytest
 
 import offramp as off
@@ -22,6 +23,7 @@ NAMES = [
     "Bundle",
     "ClashFreePattern",
     "CostModel",
+    "Cut",
     "Edge",
     "EdgeOnly",
     "FixedSplit",
@@ -48,9 +50,13 @@ NAMES = [
     "StructuredPattern",
     "Tail",
     "ThresholdCascade",
+    "best_cuts",
+    "bundle_from_onnx",
     "calibrate",
+    "cuts_at",
     "evaluate",
     "export",
+    "find_cuts",
     "fit",
     "pattern_from_recipe",
     "sparsify_",
@@ -90,6 +96,24 @@ def test_an_unknown_name_is_an_attribute_error():
 @pytest.fixture(scope="module")
 def tail(digits_bundle):
     return off.Tail(off.Stages(off.Bundle.load(digits_bundle)))
+
+
+def foreign_model(inner=4):
+    """x (N, 4) times a matrix of as many rows as `inner`."""
+    ends = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["N", w]) for n, w in (("x", 4), ("y", 2))
+    ]
+    weight = onnx.numpy_helper.from_array(np.ones((inner, 2), np.float32), "w")
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:], [weight])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+def hide_weights(model):
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../secret")
 
 
 @pytest.fixture
@@ -149,7 +173,23 @@ def seams(tail, digits_bundle, tmp_path):
         with off.GrpcServer(tail, port=0) as server:
             channel(f"127.0.0.1:{server.port}").infer(request, 30)
 
+    def foreign(change):
+        def load():
+            model = foreign_model()
+            change(model)
+            path = tmp_path / "foreign.onnx"
+            path.write_bytes(model.SerializeToString())
+            off.find_cuts(path)
+
+        return load
+
     yield {
+        # onnx
+        "an ONNX file that is none": lambda: off.find_cuts(bundle.path / "manifest.json"),
+        "an ONNX file that is not valid": foreign(lambda m: m.graph.node[0].input.__setitem__(0, "nobody")),
+        "an ONNX operator that does not run": foreign(lambda m: setattr(m.graph.node[0], "domain", "com.acme")),
+        "an ONNX graph whose shapes clash": lambda: off.find_cuts(foreign_model(inner=5)),
+        "weights outside the model's folder": foreign(hide_weights),
         # pydantic
         "a manifest with a wrong field": edited("manifest.json", name=7),
         "a manifest with an unknown field": edited("manifest.json", more=1),
@@ -186,6 +226,11 @@ def seams(tail, digits_bundle, tmp_path):
 
 
 SEAMS = {
+    "an ONNX file that is none": errors.ExportError,
+    "an ONNX file that is not valid": errors.ExportError,
+    "an ONNX operator that does not run": errors.ExportError,
+    "an ONNX graph whose shapes clash": errors.ExportError,
+    "weights outside the model's folder": errors.ExternalDataError,
     "a manifest with a wrong field": errors.BundleManifestError,
     "a manifest with an unknown field": errors.BundleManifestError,
     "a tuning with a wrong field": errors.BundleManifestError,

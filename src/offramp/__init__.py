@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offramp.bundle.bundle import Bundle
+    from offramp.bundle.cuts import Cut, best_cuts, cuts_at, find_cuts
     from offramp.bundle.export import export
+    from offramp.bundle.foreign import bundle_from_onnx
     from offramp.bundle.manifest import Preprocessing
     from offramp.connect import Edge
     from offramp.errors import OfframpError
@@ -50,6 +52,7 @@ _NAMES = {
     "Bundle": "bundle.bundle",
     "ClashFreePattern": "sparse.clash_free",
     "CostModel": "policy.cost",
+    "Cut": "bundle.cuts",
     "Edge": "connect",
     "EdgeOnly": "policy.fixed",
     "FixedSplit": "policy.fixed",
@@ -76,9 +79,13 @@ _NAMES = {
     "StructuredPattern": "sparse.structured",
     "Tail": "runtime.tail",
     "ThresholdCascade": "policy.cascade",
+    "best_cuts": "bundle.cuts",
+    "bundle_from_onnx": "bundle.foreign",
     "calibrate": "exits.evaluation",
+    "cuts_at": "bundle.cuts",
     "evaluate": "exits.evaluation",
     "export": "bundle.export",
+    "find_cuts": "bundle.cuts",
     "fit": "exits.training",
     "pattern_from_recipe": "sparse.registry",
     "sparsify_": "sparse.sparsify",
@@ -90,6 +97,7 @@ __all__ = [
     "Bundle",
     "ClashFreePattern",
     "CostModel",
+    "Cut",
     "Edge",
     "EdgeOnly",
     "FixedSplit",
@@ -116,15 +124,21 @@ __all__ = [
     "StructuredPattern",
     "Tail",
     "ThresholdCascade",
+    "best_cuts",
+    "bundle_from_onnx",
     "calibrate",
+    "cuts_at",
     "evaluate",
     "export",
+    "find_cuts",
     "fit",
     "pattern_from_recipe",
     "sparsify_",
 ]
 
-_TRAINING = ("torch", "lightning", "onnx", "onnxscript")
+_TRAINING = ("torch", "lightning", "onnx", "onnxscript", "networkx")
+#: What needs onnx and no torch.
+_CUTTING = ("bundle.cuts", "bundle.foreign")
 
 
 def __getattr__(name: str) -> Any:
@@ -137,8 +151,9 @@ def __getattr__(name: str) -> Any:
             raise
         from offramp.errors import MissingExtraError
 
+        extra = "onnx" if _NAMES[name] in _CUTTING else "train"
         raise MissingExtraError(
-            f"offramp.{name} needs {error.name}, which is not installed: pip install 'offramp[train]'"
+            f"offramp.{name} needs {error.name}, which is not installed: pip install 'offramp[{extra}]'"
         ) from error
     value = getattr(module, name)
     globals()[name] = value

@@ -7,7 +7,6 @@ import hashlib
 import io
 import logging
 import platform
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
@@ -24,7 +23,6 @@ from offramp.bundle.codec import OPSET, uint8_codec
 from offramp.bundle.fold import fold_gathers, fold_weights
 from offramp.bundle.lower import lower_gathers
 from offramp.bundle.manifest import (
-    NAME_PATTERN,
     Codec,
     Exit,
     Graph,
@@ -35,9 +33,10 @@ from offramp.bundle.manifest import (
     TensorSpec,
     Tuning,
     cut_name,
+    wire_name,
 )
-from offramp.bundle.partition import Partition, describe, partition
-from offramp.errors import ConfigError, ExportError
+from offramp.bundle.partition import Partition, describe, forget_origin, partition
+from offramp.errors import ExportError
 from offramp.evalmode import eval_mode
 from offramp.exits.network import MultiExit
 from offramp.sparse.layers import SparseLayer
@@ -95,7 +94,7 @@ def export_graph(net: MultiExit, example_input: Tensor) -> onnx.ModelProto:
         fold_gathers(program.model)
         lower_gathers(program.model)
     model = program.model_proto
-    _forget_origin(model)
+    forget_origin(model)
     return model
 
 
@@ -132,9 +131,7 @@ def export(
         ConfigError: A name that cannot go on the wire.
         BundleError: The bundle cannot be written, or does not hold together.
     """
-    name = _wire_name(Path(path)) if name is None else name
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise ConfigError(f"a bundle's name is letters, digits, '.', '_' and '-', at most 64, not {name!r}")
+    name = wire_name(path, name)
     whole = export_graph(net, example_input)
     last = len(net.exit_names)
     cuts = [[cut_name(i)] for i in range(last)]
@@ -177,34 +174,6 @@ def export(
     )
     write_bundle(path, manifest, _tuning(net), files)
     return Bundle.load(path)
-
-
-def _wire_name(path: Path) -> str:
-    """A name for the wire from the bundle's directory."""
-    plain = path.resolve().name.removesuffix(".bundle")
-    return re.sub(r"[^A-Za-z0-9._-]", "-", plain).lstrip("._-")[:64] or "bundle"
-
-
-def _forget_origin(model: onnx.ModelProto) -> None:
-    """Drops the exporter's notes: they hold this machine's paths, and the digest would depend on them."""
-
-    def forget(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
-        for part in (graph, *graph.node, *graph.value_info):
-            part.ClearField("metadata_props")
-            part.ClearField("doc_string")
-        for node in graph.node:
-            for attribute in node.attribute:
-                bodies = [attribute.g] if attribute.HasField("g") else []
-                for body in (*bodies, *attribute.graphs):
-                    forget(body)
-
-    model.ClearField("metadata_props")
-    model.ClearField("doc_string")
-    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
-        value.ClearField("metadata_props")
-        value.ClearField("doc_string")
-    for graph in (model.graph, *model.functions):
-        forget(graph)
 
 
 def _exits(pieces: Partition, graphs: Sequence[Graph], add: Any) -> tuple[Exit, ...]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from offramp.config import Config
+from offramp.errors import ConfigError
 
 __all__ = [
     "FORMAT",
@@ -24,6 +27,7 @@ __all__ = [
     "TensorSpec",
     "Tuning",
     "cut_name",
+    "wire_name",
 ]
 
 FORMAT: Literal[1] = 1
@@ -194,3 +198,17 @@ class Held(_Part):
 def cut_name(cut: int) -> str:
     """The tensor's name at a cut: "input", "cut_0", …."""
     return "input" if cut == -1 else f"cut_{cut}"
+
+
+def wire_name(path: str | Path, name: str | None = None) -> str:
+    """What a bundle is called on the wire: a name, or one made from the directory's.
+
+    Raises:
+        ConfigError: A name that cannot go on the wire.
+    """
+    if name is None:
+        plain = Path(path).resolve().name.removesuffix(".bundle")
+        return re.sub(r"[^A-Za-z0-9._-]", "-", plain).lstrip("._-")[:64] or "bundle"
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ConfigError(f"a bundle's name is letters, digits, '.', '_' and '-', at most 64, not {name!r}")
+    return name

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, shape_inference
+from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, ValueInfoProto, compose, helper
 
-from offramp.bundle.manifest import Graph, TensorSpec
+from offramp.bundle.dataflow import Dataflow, needs
+from offramp.bundle.manifest import Graph, TensorSpec, cut_name
+from offramp.bundle.shapes import node_macs
 from offramp.errors import ExportError
 
-__all__ = ["Cost", "Partition", "describe", "graph_cost", "partition"]
+__all__ = ["Cost", "Partition", "depths", "describe", "forget_origin", "graph_cost", "partition", "tensor_spec"]
 
 _DTYPES: dict[int, Literal["float32", "uint8", "int64"]] = {
     TensorProto.FLOAT: "float32",
@@ -40,15 +41,24 @@ class Cost:
 
 
 def partition(
-    model: ModelProto, cuts: Sequence[Sequence[str]], exits: Sequence[str | None], *, final: str
+    model: ModelProto,
+    cuts: Sequence[Sequence[str]],
+    exits: Sequence[str | None],
+    *,
+    final: str,
+    bundle_names: bool = False,
 ) -> Partition:
     """Cuts a graph at named tensors.
 
     Args:
-        model: The whole graph, with one input.
-        cuts: Per cut the names of the tensors that cross, in the order in which they are computed.
+        model: The whole graph. Of several inputs, those that later stages need have to cross each cut before.
+        cuts: Per cut the names of the tensors that cross, in the order in which they are computed. What crosses
+            several cuts is handed on from stage to stage.
         exits: Per cut the name of its exit's logits, or None.
         final: The name of the network's own output.
+        bundle_names: Call what enters and leaves the pieces `input`, `cut_0`, `exit_0` and so on, and where
+            several tensors cross `cut_0_0`, `cut_0_1`. Otherwise they keep their names; what is handed on is
+            called `NAME.cut_1` from cut 1 to stage 2.
 
     Returns:
         One stage more than cuts, an exit per cut, and the depth ℓ at the end of every stage.
@@ -56,57 +66,50 @@ def partition(
     Raises:
         ExportError: A name that the graph does not have, or a cut that does not separate it.
     """
-    source = [i.name for i in model.graph.input]
-    if len(source) != 1:
-        raise ExportError(f"the graph takes {len(source)} inputs ({', '.join(source)}); one is supported")
+    flow = Dataflow(model)
+    if not flow.inputs:
+        raise ExportError("the graph takes no input; there is nothing to send")
     if len(exits) != len(cuts):
         raise ExportError(f"{len(cuts)} cuts need as many exits (None for none), not {len(exits)}")
-    cutter = _Cutter(model)
-    edges = [source, *[list(cut) for cut in cuts], [final]]
+    cutter = _Cutter(flow)
+    last = len(cuts)
+    edges = [flow.inputs, *[list(cut) for cut in cuts], [final]]
+    ends = [_ends(edges, i, bundle_names) for i in range(last + 1)]
+    answers = [
+        {} if name is None else {name: f"exit_{i}" if bundle_names else name}
+        for i, name in enumerate([*exits, final])
+    ]
     stages = tuple(
-        cutter.piece(begin, end, f"stage {i}") for i, (begin, end) in enumerate(itertools.pairwise(edges))
+        cutter.piece(entering, leaving, f"stage {i}")
+        for i, (entering, leaving) in enumerate(zip(ends, [*ends[1:], answers[-1]], strict=True))
     )
     heads = tuple(
-        None if name is None else cutter.piece(cut, [name], f"exit {i}")
-        for i, (cut, name) in enumerate(zip(edges[1:-1], exits, strict=True))
+        cutter.piece(ends[i + 1], answer, f"exit {i}") if answer else None for i, answer in enumerate(answers[:-1])
     )
-    depth = _depths(model)
-    return Partition(stages, heads, tuple(max(depth[name] for name in edge) for edge in edges[1:]))
+    depth = depths(flow)
+    return Partition(stages, heads, tuple(max(depth.get(name, 0) for name in edge) for edge in edges[1:]))
+
+
+def _ends(edges: Sequence[Sequence[str]], edge: int, bundle_names: bool) -> dict[str, str]:
+    """What the tensors of an edge (0 is the input, 1 is cut 0) are called between the pieces."""
+    here = edges[edge]
+    if bundle_names:
+        called = cut_name(edge - 1)
+        return {name: called if len(here) == 1 else f"{called}_{i}" for i, name in enumerate(here)}
+    # ONNX Runtime gives an output that is an input the same memory, and nobody keeps that alive.
+    earlier = {name for before in edges[:edge] for name in before}
+    return {name: f"{name}.{cut_name(edge - 1)}" if name in earlier else name for name in here}
 
 
 def graph_cost(model: ModelProto) -> Cost:
-    """Counts the multiply-accumulates of convolutions and matrix products, and the stored parameters.
+    """Counts the multiply-accumulates of a graph for one sample, and the stored parameters.
 
     Raises:
         ExportError: A shape that cannot be inferred.
     """
-    single = ModelProto()
-    single.CopyFrom(model)
-    for value in (*single.graph.input, *single.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    del single.graph.value_info[:]
-    inferred = shape_inference.infer_shapes(single, data_prop=True).graph
-    shapes = {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in (*inferred.input, *inferred.value_info, *inferred.output)
-    }
-    shapes.update({t.name: list(t.dims) for t in inferred.initializer})
-    macs = 0
-    for node in inferred.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
-            continue
-        out, weight = shapes.get(node.output[0], [0]), shapes.get(node.input[1], [0])
-        left = shapes.get(node.input[0], [0])
-        if 0 in out or 0 in weight or 0 in left:
-            raise ExportError(f"cannot infer the shapes of {node.op_type} node {node.name!r}")
-        if node.op_type == "Conv":
-            per_output = int(np.prod(weight[1:]))
-        else:
-            per_output = left[0] if _flag(node, "transA") else left[-1]
-        macs += int(np.prod(out)) * per_output
     # Shapes, axes and the like are initialisers too; only real numbers are parameters.
-    parameters = sum(int(np.prod(t.dims)) for t in inferred.initializer if t.data_type == TensorProto.FLOAT)
-    return Cost(macs, parameters)
+    weights = (t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT)
+    return Cost(sum(node_macs(model)), sum(int(np.prod(t.dims)) for t in weights))
 
 
 def describe(model: ModelProto, file: str, content: bytes, sha256: str) -> Graph:
@@ -120,110 +123,53 @@ def describe(model: ModelProto, file: str, content: bytes, sha256: str) -> Graph
         file=file,
         sha256=sha256,
         bytes=len(content),
-        inputs=tuple(_spec(v) for v in model.graph.input),
-        outputs=tuple(_spec(v) for v in model.graph.output),
+        inputs=tuple(tensor_spec(v) for v in model.graph.input),
+        outputs=tuple(tensor_spec(v) for v in model.graph.output),
         parameters=cost.parameters,
         macs=cost.macs,
     )
 
 
-class _Cutter:
-    """Takes pieces out of a graph, between named tensors."""
+def forget_origin(model: ModelProto) -> None:
+    """Drops the exporter's notes: they hold this machine's paths, and the digest would depend on them."""
 
-    def __init__(self, model: ModelProto) -> None:
-        self._model = model
-        self._makers = {name: node for node in model.graph.node for name in node.output if name}
-        self._weights = {t.name: t for t in model.graph.initializer}
-        graph = model.graph
-        self._values = {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
-        #: What depends on the graph's input; anything else is constant and may stand in several pieces.
-        self._live = {i.name for i in graph.input}
-        for node in graph.node:  # ONNX keeps nodes in topological order
-            if self._live.intersection(_needs(node)):
-                self._live.update(node.output)
+    def forget(graph: GraphProto | FunctionProto) -> None:
+        for part in (graph, *graph.node, *graph.value_info):
+            part.ClearField("metadata_props")
+            part.ClearField("doc_string")
+        for node in graph.node:
+            for attribute in node.attribute:
+                bodies = [attribute.g] if attribute.HasField("g") else []
+                for body in (*bodies, *attribute.graphs):
+                    forget(body)
 
-    def piece(self, inputs: Sequence[str], outputs: Sequence[str], what: str) -> ModelProto:
-        """The part of the graph that computes `outputs` from `inputs` alone."""
-        missing = [name for name in (*inputs, *outputs) if name not in self._values]
-        if missing:
-            raise ExportError(
-                f"{what}: the graph has no tensor {', '.join(missing)}, or does not say its type and shape"
-            )
-        earlier = self._ancestors(inputs)
-        found: set[str] = set()
-        waiting = list(outputs)
-        while waiting:
-            name = waiting.pop()
-            if name in found or name in inputs:
-                continue
-            if name in self._live and (name in earlier or name not in self._makers):
-                raise ExportError(
-                    f"{what} needs the tensor {name!r} besides {', '.join(inputs)}: the cut does not separate "
-                    "the graph; let that tensor cross too, or cut elsewhere"
-                )
-            found.add(name)
-            if name in self._makers:
-                waiting += _needs(self._makers[name])
-        loose = [name for name in outputs if name not in self._makers or name in inputs]
-        if loose:
-            raise ExportError(f"{what}: the graph computes no tensor {', '.join(loose)} from {', '.join(inputs)}")
-        piece = ModelProto()
-        piece.CopyFrom(self._model)
-        graph = piece.graph
-        for part in ("node", "initializer", "value_info", "input", "output"):
-            graph.ClearField(part)
-        graph.node.extend(n for n in self._model.graph.node if found.intersection(n.output))
-        graph.initializer.extend(t for name, t in self._weights.items() if name in found)
-        inner = found.difference(outputs, self._weights)
-        graph.value_info.extend(v for v in self._model.graph.value_info if v.name in inner)
-        graph.input.extend(self._values[name] for name in inputs)
-        graph.output.extend(self._values[name] for name in outputs)
-        return piece
-
-    def _ancestors(self, names: Sequence[str]) -> set[str]:
-        found: set[str] = set()
-        waiting = list(names)
-        while waiting:
-            maker = self._makers.get(waiting.pop())
-            fresh = [] if maker is None else [n for n in _needs(maker) if n not in found]
-            found.update(fresh)
-            waiting += fresh
-        return found
+    model.ClearField("metadata_props")
+    model.ClearField("doc_string")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.ClearField("metadata_props")
+        value.ClearField("doc_string")
+    for graph in (model.graph, *model.functions):
+        forget(graph)
 
 
-def _needs(node: NodeProto) -> list[str]:
-    """The tensors that a node reads, those that its branches and bodies take from outside included."""
-    names = [name for name in node.input if name]
-    for attribute in node.attribute:
-        for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            own = {v.name for v in body.input} | {t.name for t in body.initializer}
-            for inner in body.node:
-                names += [name for name in _needs(inner) if name not in own]
-                own.update(inner.output)
-            names += [v.name for v in body.output if v.name not in own]
-    return names
-
-
-def _depths(model: ModelProto) -> dict[str, int]:
+def depths(flow: Dataflow) -> dict[str, int]:
     """By tensor, the most convolution and linear layers on a path from the input."""
-    live = {i.name for i in model.graph.input}  # anything else is constant: weights, and what is made of them
     depth: dict[str, int] = {}
-    for node in model.graph.node:  # ONNX keeps nodes in topological order
-        if live.intersection(_needs(node)):
-            live.update(node.output)
-        layer = node.op_type in ("Conv", "Gemm") or (
-            node.op_type == "MatMul" and any(name not in live for name in node.input)
+    for node in flow.model.graph.node:
+        layer = node.op_type in ("Conv", "ConvTranspose", "Gemm") or (
+            node.op_type == "MatMul" and any(name not in flow.live for name in node.input)
         )
-        here = max((depth.get(name, 0) for name in _needs(node)), default=0) + int(layer)
+        here = max((depth.get(name, 0) for name in needs(node)), default=0) + int(layer)
         depth.update((name, here) for name in node.output if name)
     return depth
 
 
-def _flag(node: NodeProto, name: str) -> bool:
-    return any(a.name == name and a.i for a in node.attribute)
+def tensor_spec(value: ValueInfoProto) -> TensorSpec:
+    """What a graph says of a tensor, as the manifest has it.
 
-
-def _spec(value: ValueInfoProto) -> TensorSpec:
+    Raises:
+        ExportError: A shape that is dynamic beyond the batch, or an element type that cannot travel.
+    """
     tensor = value.type.tensor_type
     dtype = _DTYPES.get(tensor.elem_type)
     dims = tensor.shape.dim
@@ -234,3 +180,105 @@ def _spec(value: ValueInfoProto) -> TensorSpec:
         shape = [d.dim_param or d.dim_value for d in dims]
         raise ExportError(f"tensor {value.name!r} has shape {shape}; only the batch (the first) may be dynamic")
     return TensorSpec(name=value.name, dtype=dtype, shape=tuple(d.dim_value for d in dims[1:]))
+
+
+class _Cutter:
+    """Takes pieces out of a graph, between named tensors."""
+
+    def __init__(self, flow: Dataflow) -> None:
+        self._flow = flow
+
+    def piece(self, entering: Mapping[str, str], leaving: Mapping[str, str], what: str) -> ModelProto:
+        """The part of the graph that computes some tensors from others alone.
+
+        Args:
+            entering: What it takes, by what that is called outside.
+            leaving: What it gives, likewise.
+            what: For errors.
+        """
+        flow, inputs, outputs = self._flow, list(entering), list(leaving)
+        missing = [name for name in (*inputs, *outputs) if name not in flow.values]
+        if missing:
+            raise ExportError(
+                f"{what}: the graph has no tensor {', '.join(missing)}, or does not say its type and shape"
+            )
+        found, sizes = self._needed(inputs, outputs, what)
+        dead = [name for name in outputs if name not in flow.live]
+        if dead:
+            raise ExportError(f"{what}: the graph computes no tensor {', '.join(dead)} from {', '.join(inputs)}")
+        piece = ModelProto()
+        piece.CopyFrom(flow.model)
+        graph = piece.graph
+        for part in ("node", "initializer", "value_info", "input", "output"):
+            graph.ClearField(part)
+        for node in flow.model.graph.node:
+            if not found.intersection(node.output):
+                continue
+            if node.output[0] in sizes and not found.union(inputs).issuperset(node.input):
+                nodes, constants = flow.batch_from(node, inputs[0])
+                graph.node.extend(nodes)
+                graph.initializer.extend(constants)
+            else:
+                graph.node.append(node)
+        graph.initializer.extend(t for name, t in flow.weights.items() if name in found)
+        inner = found.difference(outputs, flow.weights)
+        graph.value_info.extend(v for v in flow.model.graph.value_info if v.name in inner)
+        graph.input.extend(flow.values[name] for name in inputs)
+        graph.output.extend(flow.values[name] for name in outputs)
+        _rename_ends(graph, entering, leaving)
+        return piece
+
+    def _needed(self, inputs: Sequence[str], outputs: Sequence[str], what: str) -> tuple[set[str], set[str]]:
+        """The tensors that a piece makes, and those of them that only hold sizes."""
+        flow, earlier = self._flow, self._ancestors(inputs)
+        found: set[str] = set()
+        sizes: set[str] = set()
+        waiting = [name for name in outputs if name not in inputs]
+        while waiting:
+            name = waiting.pop()
+            if name in found or name in inputs:
+                continue
+            if name in flow.live and (name in earlier or name not in flow.makers):
+                raise ExportError(
+                    f"{what} needs the tensor {name!r} besides {', '.join(inputs)}: the cut does not separate "
+                    "the graph; let that tensor cross too, or cut elsewhere"
+                )
+            found.add(name)
+            maker = flow.makers.get(name)
+            if maker is not None and flow.only_batch(maker):
+                sizes.add(name)  # read off a tensor that is made here anyway, or off an input
+            elif maker is not None:
+                waiting += needs(maker)
+        return found, sizes
+
+    def _ancestors(self, names: Sequence[str]) -> set[str]:
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            maker = self._flow.makers.get(waiting.pop())
+            if maker is None or self._flow.only_batch(maker):
+                continue  # whose sizes are read may be computed anywhere
+            fresh = [n for n in needs(maker) if n not in found]
+            found.update(fresh)
+            waiting += fresh
+        return found
+
+
+def _rename_ends(graph: GraphProto, entering: Mapping[str, str], leaving: Mapping[str, str]) -> None:
+    """Gives a piece other names at its ends. Identities stand between them and its own; runtimes drop most."""
+    changed = [{old: new for old, new in ends.items() if old != new} for ends in (entering, leaving)]
+    own = {name for node in graph.node for name in (*node.output, *needs(node))} | {*entering, *leaving}
+    before = ""
+    if own & {*changed[0].values(), *changed[1].values()}:  # it uses such a name for something of its own
+        before = "graph."
+        compose.add_prefix_graph(graph, before, inplace=True)
+        changed = [dict(entering), dict(leaving)]
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend(helper.make_node("Identity", [new], [before + old]) for old, new in changed[0].items())
+    graph.node.extend(nodes)
+    graph.node.extend(helper.make_node("Identity", [before + old], [new]) for old, new in changed[1].items())
+    for values, names in ((graph.input, changed[0]), (graph.output, changed[1])):
+        for value in values:
+            old = value.name.removeprefix(before)
+            value.name = names.get(old, old)

@@ -1,4 +1,4 @@
-"""The command line: `offramp demo | train | reproduce | inspect | profile | serve | run | link | export`."""
+"""The command line, `offramp`: demo, train, inspect, cuts, profile, serve, run, link, export, reproduce."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from offramp import __version__
 from offramp.cli.bundles import export, inspect, profile
+from offramp.cli.cuts import cuts
 from offramp.cli.running import link, run, serve
 from offramp.cli.training import demo, reproduce, train
 from offramp.errors import ConfigError, OfframpError
@@ -28,7 +29,7 @@ app = typer.Typer(
     "and a server. Start with `offramp demo`.",
 )
 # In the order in which `offramp --help` lists them.
-for _command in (demo, train, inspect, profile, serve, run, link, export, reproduce):
+for _command in (demo, train, inspect, cuts, profile, serve, run, link, export, reproduce):
     app.command()(_command)
 
 

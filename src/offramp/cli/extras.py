@@ -16,7 +16,7 @@ def needs_extra(command: str, extra: str) -> Iterator[None]:
 
     Args:
         command: The command as it was typed, without `offramp`.
-        extra: What to install: "train", "report", "serve".
+        extra: What to install: "train", "report", "serve", "onnx".
 
     Raises:
         MissingExtraError: The dependency is not installed.

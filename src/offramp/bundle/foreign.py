@@ -1,0 +1,192 @@
+"""From any ONNX file to a bundle: cut it at chosen tensors, without torch and without training."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from offramp.bundle.bundle import Bundle, write_bundle
+from offramp.bundle.codec import uint8_codec
+from offramp.bundle.cuts import CutGraph
+from offramp.bundle.dataflow import Dataflow
+from offramp.bundle.manifest import (
+    Codec,
+    Exit,
+    Graph,
+    Manifest,
+    Preprocessing,
+    Provenance,
+    Stage,
+    Tuning,
+    cut_name,
+    wire_name,
+)
+from offramp.bundle.onnxload import load_onnx, prepared
+from offramp.bundle.partition import describe, forget_origin, partition
+from offramp.bundle.shapes import session
+from offramp.errors import ConfigError, ExportError, InputError
+
+__all__ = ["bundle_from_onnx"]
+
+#: A threshold that no confidence reaches.
+_NEVER = 2.0
+
+
+def bundle_from_onnx(
+    model: str | Path | ModelProto,
+    cuts: Sequence[str],
+    path: str | Path,
+    *,
+    exits: Mapping[int, str] | None = None,
+    output: str | None = None,
+    free_batch: bool = False,
+    samples: NDArray[Any] | None = None,
+    name: str | None = None,
+    classes: Sequence[str] = (),
+    preprocessing: Preprocessing | None = None,
+) -> Bundle:
+    """Cuts an ONNX model into a verified bundle.
+
+    Opsets and the IR version stay as they are. The tensors that cross get the bundle's names; which ones they
+    were stands in the manifest's provenance, under `metrics`. Thresholds keep everything from leaving early until
+    `tuning.json` says otherwise.
+
+    Args:
+        model: A file, or what was read from one. It has one input and gives logits (N, classes).
+        cuts: Per cut the tensors that cross, joined by "+", in any order.
+        path: The bundle's directory; an older bundle there is replaced.
+        exits: By the number of a cut, counted from the input, the name of its exit's logits.
+        output: The network's own logits; the graph's last output if left out.
+        free_batch: As `load_onnx` says; for a file.
+        samples: Inputs (N, …) on which the range of each cut is measured, so that it may travel as `uint8`.
+            Without them, cuts travel as `float`.
+        name: The bundle's name on the wire; made from the directory's name if left out.
+        classes: The classes' names.
+        preprocessing: How an image becomes an input.
+
+    Raises:
+        ConfigError: A name that is not there, cuts side by side, or an exit of a cut that is not there.
+        ExportError: A model that cannot be read, run, or cut; several inputs; an output that holds no logits.
+        ExternalDataError: Weights outside the model's folder.
+        InputError: Samples that the network cannot take.
+        BundleError: The bundle cannot be written, or does not hold together.
+    """
+    name = wire_name(path, name)
+    source = model if isinstance(model, ModelProto) else load_onnx(model, free_batch=free_batch)
+    whole = prepared(source)
+    graph = CutGraph(whole, output)
+    inputs = Dataflow(whole).inputs
+    if len(inputs) != 1:
+        raise ExportError(
+            f"the graph takes {len(inputs)} inputs ({', '.join(inputs)}), a bundle one; make the others constants "
+            "of the graph, or derive them from the one"
+        )
+    chosen = graph.at(cuts)
+    heads = dict(exits or {})
+    unknown = [number for number in heads if number not in range(len(chosen))]
+    if unknown:
+        raise ConfigError(f"there is no cut {unknown[0]} for an exit; cuts are numbered 0 to {len(chosen) - 1}")
+    last = len(chosen)
+    for answer in (*heads.values(), graph.output):
+        _check_logits(whole, answer)
+    names = [[t.name for t in cut.tensors] for cut in chosen]
+    pieces = partition(whole, names, [heads.get(i) for i in range(last)], final=graph.output, bundle_names=True)
+    files: dict[str, bytes] = {}
+
+    def add(piece: ModelProto, file: str) -> Graph:
+        forget_origin(piece)
+        content = files[file] = piece.SerializeToString(deterministic=True)
+        return describe(piece, file, content, hashlib.sha256(content).hexdigest())
+
+    graphs = [add(stage, f"stages/stage_{i}.onnx") for i, stage in enumerate(pieces.stages)]
+    found: list[Exit | None] = []
+    for i, piece in enumerate(pieces.exits):
+        head = None if piece is None else add(piece, f"exits/exit_{i}.onnx")
+        found.append(None if head is None else Exit(logits=head.outputs[0], graph=head))
+    codecs = []
+    for cut, value_range in _ranges(pieces.stages, graphs, samples):
+        encoder, decoder = uint8_codec(graphs[cut + 1].inputs, value_range)
+        stem = f"codecs/{cut_name(cut)}.uint8"
+        ends = add(encoder, f"{stem}.enc.onnx"), add(decoder, f"{stem}.dec.onnx")
+        codecs.append(Codec(cut=cut, mode="uint8", encoder=ends[0], decoder=ends[1]))
+    there = [one is not None for one in found]
+    manifest = Manifest(
+        name=name,
+        classes=tuple(classes),
+        preprocessing=preprocessing,
+        input=graphs[0].inputs[0],
+        stages=tuple(
+            Stage(graph=described, density=1.0, depth=depth)
+            for described, depth in zip(graphs, pieces.depths, strict=True)
+        ),
+        exits=(*found, Exit(logits=graphs[-1].outputs[0], graph=None)),
+        codecs=tuple(codecs),
+        provenance=Provenance(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions={
+                "python": platform.python_version(),
+                **{p: metadata.version(p) for p in ("offramp", "onnx")},
+            },
+            metrics={"cut_at": {cut_name(i): cut.name for i, cut in enumerate(chosen)}},
+        ),
+    )
+    tuning = Tuning(
+        temperatures=(*(1.0 if here else None for here in there), 1.0),
+        thresholds=(*(_NEVER if here else None for here in there), None),
+        mode="uint8" if codecs else "float",
+    )
+    write_bundle(path, manifest, tuning, files)
+    return Bundle.load(path)
+
+
+def _check_logits(model: ModelProto, name: str) -> None:
+    flow = Dataflow(model)
+    value, maker = flow.values.get(name), flow.makers.get(name)
+    if value is None or maker is None:
+        raise ConfigError(f"the graph computes no tensor {name!r} for an exit; `--exit` names one of its outputs")
+    dims = value.type.tensor_type.shape.dim
+    if len(dims) != 2:
+        shape = [d.dim_param or d.dim_value for d in dims]
+        raise ExportError(
+            f"the output {name!r} has shape {shape}; a bundle answers with logits (N, classes). Name such a "
+            "tensor: --output NAME"
+        )
+    if maker.op_type == "Softmax":
+        raise ExportError(
+            f"the output {name!r} holds probabilities, but exits need the logits before the Softmax; name them: "
+            f"--output {maker.input[0]}"
+        )
+
+
+def _ranges(
+    stages: Sequence[ModelProto], graphs: Sequence[Graph], samples: NDArray[Any] | None
+) -> list[tuple[int, tuple[float, float]]]:
+    """The smallest and largest value of every cut of floats, the input's first, over some samples."""
+    if samples is None:
+        return []
+    spec = graphs[0].inputs[0]
+    if samples.dtype != spec.dtype or samples.shape[1:] != spec.shape or not len(samples):
+        raise InputError(
+            f"expected samples as {spec.dtype} of shape (N, {', '.join(map(str, spec.shape))}), got "
+            f"{samples.dtype} of shape {samples.shape}"
+        )
+    ranges = []
+    tensors = [samples]
+    for i, (stage, described) in enumerate(zip(stages, graphs, strict=True)):
+        if all(t.dtype == "float32" for t in described.inputs):
+            ranges.append((i - 1, (float(min(t.min() for t in tensors)), float(max(t.max() for t in tensors)))))
+        if i + 1 < len(stages):
+            feed = {t.name: value for t, value in zip(described.inputs, tensors, strict=True)}
+            tensors = session(stage).run([t.name for t in described.outputs], feed)
+    if not all(np.isfinite(edge) for _, pair in ranges for edge in pair):
+        raise InputError("a cut takes values that are not finite on these samples; give other samples, or none")
+    return ranges

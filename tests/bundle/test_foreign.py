@@ -1,0 +1,253 @@
+"""From other people's ONNX files to bundles that edge and server run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import ModelProto
+from onnx_graphs import Builder, branch, encoder, inception, scripted, unet, value
+
+import offramp as off
+from offramp.bundle.cuts import find_cuts
+from offramp.bundle.foreign import bundle_from_onnx
+from offramp.bundle.shapes import session
+from offramp.errors import ConfigError, ExportError, InputError
+
+CUTS = ("maxpool_2+relu_4+relu_8", "concat_16", "relu_24+concat_22")
+X = np.random.default_rng(5).normal(size=(6, 3, 16, 16)).astype(np.float32)
+
+
+def classifier() -> ModelProto:
+    """A U-Net whose output is pooled to logits: its first skip crosses every cut."""
+    model = unet()
+    out = model.graph.output[0].name
+    model.graph.node.append(onnx.helper.make_node("GlobalAveragePool", [out], ["pooled"]))
+    model.graph.node.append(onnx.helper.make_node("Flatten", ["pooled"], ["logits"]))
+    model.graph.output.append(value("logits", "batch", 2))
+    return model
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("foreign") / "inception.onnx"
+    onnx.save(inception(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(file: Path) -> off.Bundle:
+    return bundle_from_onnx(
+        file, CUTS, file.with_name("inception.bundle"), exits={1: "aux"}, samples=X, classes="abcde"
+    )
+
+
+def whole(model: ModelProto, x: NDArray[np.float32], output: str = "logits") -> NDArray[np.float32]:
+    result: NDArray[np.float32] = session(model).run([output], {model.graph.input[0].name: x})[0]
+    return result
+
+
+def test_the_bundle_s_names_and_shapes(bundle: off.Bundle) -> None:
+    manifest = bundle.manifest
+    assert manifest.input.name == "input"
+    assert [[t.name for t in manifest.cut(i)] for i in range(3)] == [
+        ["cut_0_0", "cut_0_1", "cut_0_2"],
+        ["cut_1"],
+        ["cut_2_0", "cut_2_1"],
+    ]
+    assert [e is not None and e.logits.name for e in manifest.exits] == [False, "exit_1", False, "exit_3"]
+    assert manifest.provenance.metrics["cut_at"]["cut_1"] == "concat_16"
+    assert bundle.tuning.temperatures == (None, 1.0, None, 1.0)
+    assert bundle.tuning.thresholds == (None, 2.0, None, None)
+    assert {(c.cut, c.mode) for c in manifest.codecs} == {(i, "uint8") for i in range(-1, 3)}
+
+
+def test_opset_and_ir_stay(bundle: off.Bundle) -> None:
+    for graph in bundle.manifest.graphs():
+        if not graph.file.startswith("codecs"):
+            model = onnx.load_model_from_string(bundle.read(graph))
+            assert (model.ir_version, [o.version for o in model.opset_import]) == (8, [17])
+
+
+def test_each_weight_is_stored_once(bundle: off.Bundle) -> None:
+    stored = [
+        t.name
+        for graph in bundle.manifest.graphs()
+        for t in onnx.load_model_from_string(bundle.read(graph)).graph.initializer
+        if t.name.removeprefix("graph.").startswith("w")
+    ]
+    assert len(stored) == len(set(stored))
+
+
+@pytest.mark.parametrize("split", [-1, 0, 1, 2])
+@pytest.mark.parametrize("mode", ["float", "uint8"])
+def test_edge_and_server_give_the_whole_network_s_answer(bundle: off.Bundle, split: int, mode: str) -> None:
+    class Always(off.FixedSplit):
+        def choose(self, context: object) -> off.Action:
+            return off.Action(split, (), mode)
+
+    expected = whole(inception(), X)
+    with off.Edge(bundle, off.Tail(off.Stages(bundle)), Always(split), deadline_ms=60_000) as edge:
+        for result, logits in zip(edge.run(X), expected, strict=True):
+            assert (result.status, result.where, result.exit) == ("ok", "server", 3)
+            assert result.probabilities is not None
+            odds = np.exp(logits - logits.max())
+            tolerance = 1e-5 if mode == "float" else 0.05
+            np.testing.assert_allclose(result.probabilities, odds / odds.sum(), atol=tolerance)
+
+
+def test_the_exit_gates_and_the_edge_alone_works(bundle: off.Bundle) -> None:
+    with off.Edge(bundle, policy=off.EdgeOnly()) as edge:
+        labels = [r.label for r in edge.run(X)]
+    assert labels == whole(inception(), X).argmax(1).tolist()
+    with off.Edge(bundle, off.Tail(off.Stages(bundle)), off.FixedSplit(1, alpha=0.0)) as edge:
+        early = list(edge.run(X))
+    assert [(r.exit, r.where) for r in early] == [(1, "edge")] * len(X)
+    assert [r.label for r in early] == whole(inception(), X, "aux").argmax(1).tolist()
+
+
+def test_a_skip_that_crosses_every_cut(tmp_path: Path) -> None:
+    model = classifier()
+    names = [cut.name for cut in find_cuts(model)][1:7]
+    made = bundle_from_onnx(model, names, tmp_path / "unet.bundle")
+    for split in range(len(names)):
+        with off.Edge(made, off.Tail(off.Stages(made)), off.FixedSplit(split), deadline_ms=60_000) as edge:
+            found = [r.probabilities for r in edge.run(X)]
+        odds = np.exp(whole(model, X))
+        np.testing.assert_allclose(found, odds / odds.sum(1, keepdims=True), atol=1e-5)
+
+
+def test_an_exit_may_need_only_some_of_what_crosses(tmp_path: Path) -> None:
+    model = classifier()
+    mean = onnx.helper.make_node("ReduceMean", ["relu_8"], ["early"], axes=[1, 3], keepdims=0)
+    model.graph.node.insert(10, mean)
+    weight = onnx.numpy_helper.from_array(np.eye(8, 2, dtype=np.float32), "w_early")
+    model.graph.initializer.append(weight)
+    model.graph.node.insert(11, onnx.helper.make_node("MatMul", ["early", "w_early"], ["early_logits"]))
+    made = bundle_from_onnx(model, ["relu_3+relu_8"], tmp_path / "b.bundle", exits={0: "early_logits"})
+    head = made.manifest.exits[0]
+    assert head is not None
+    assert head.graph is not None
+    assert [t.name for t in head.graph.inputs] == ["cut_0_0", "cut_0_1"]
+    with (
+        off.Edge(made, policy=off.FixedSplit(1)) as edge,
+        off.Edge(made, off.Tail(off.Stages(made)), off.FixedSplit(0, alpha=0.0)) as early,
+    ):
+        assert [r.exit for r in edge.run(X)] == [1] * len(X)
+        found = list(early.run(X))
+    assert [r.exit for r in found] == [0] * len(X)
+    model.graph.output.append(value("early_logits", "batch", 2))
+    assert [r.label for r in found] == whole(model, X, "early_logits").argmax(1).tolist()
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_the_server_takes_batches(tmp_path: Path, batch: int) -> None:
+    """Where the graph reshapes by the sizes of a tensor that did not cross."""
+    model = scripted()
+    made = bundle_from_onnx(model, ["flat"], tmp_path / "scripted.bundle")
+    x = np.random.default_rng(1).normal(size=(batch, 10)).astype(np.float32)
+    stages = off.Stages(made)
+    tensors, _ = stages.stage(0, [x])
+    logits, _ = stages.stage(1, tensors)
+    np.testing.assert_allclose(logits[0], session(model).run(None, {"x": x})[0], atol=1e-5)
+
+
+def test_a_bundle_of_one_stage(tmp_path: Path) -> None:
+    made = bundle_from_onnx(inception(), [], tmp_path / "whole.bundle")
+    assert made.manifest.last == 0
+    with off.Edge(made) as edge:
+        assert [r.label for r in edge.run(X)] == whole(inception(), X).argmax(1).tolist()
+
+
+def test_the_same_model_gives_the_same_digest(bundle: off.Bundle, file: Path, tmp_path: Path) -> None:
+    again = bundle_from_onnx(
+        file, CUTS, tmp_path / "again.bundle", exits={1: "aux"}, samples=X, name="other", classes="abcde"
+    )
+    assert again.digest == bundle.digest
+
+
+def test_offramp_s_own_export_can_be_cut_elsewhere(
+    digits_graph: ModelProto, digits_bundle: Path, digit_images: tuple[NDArray[np.uint8], object], tmp_path: Path
+) -> None:
+    """With its exits, whose tensors have a bundle's names already."""
+    made = bundle_from_onnx(
+        digits_graph, ["cut_1", "cut_0"], tmp_path / "again.bundle", exits={0: "exit_0", 1: "exit_1"}
+    )
+    only_second = bundle_from_onnx(digits_graph, ["cut_1"], tmp_path / "one.bundle", exits={0: "exit_1"})
+    known = off.Stages(off.Bundle.load(digits_bundle))
+    x = digit_images[0][:4, None].astype(np.float32) / np.float32(255)
+    cuts, _ = known.stage(0, [x])
+    second, _ = known.stage(1, cuts)
+    for bundle, end in ((made, 1), (only_second, 0)):
+        stages = off.Stages(bundle)
+        tensors = [x]
+        for i in range(end + 1):
+            tensors, _ = stages.stage(i, tensors)
+        np.testing.assert_allclose(tensors[0], second[0], atol=1e-5)
+        np.testing.assert_allclose(stages.exit(end, tensors)[0], known.exit(1, second)[0], atol=1e-4)
+        np.testing.assert_allclose(stages.stage(end + 1, tensors)[0], known.stage(2, second)[0], atol=1e-4)
+    assert [s.depth for s in made.manifest.stages] == [s.depth for s in known.bundle.manifest.stages]
+    assert [s.graph.macs for s in made.manifest.stages] == [s.graph.macs for s in known.bundle.manifest.stages]
+
+
+# --- refusals -------------------------------------------------------------------------------------------
+
+
+def test_several_inputs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"2 inputs \(ids, mask\), a bundle one"):
+        bundle_from_onnx(encoder(), [], tmp_path / "no.bundle")
+
+
+def test_outputs_that_are_no_logits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"shape \['N', 2, 16, 16\]; a bundle answers with logits"):
+        bundle_from_onnx(unet(), [], tmp_path / "no.bundle")
+    b = Builder()
+    logits = b.add("MatMul", "x", b.weight(4, 3))
+    model = b.model([value("x", "N", 4)], [value(b.add("Softmax", logits), "N", 3)])
+    with pytest.raises(ExportError, match=f"before the Softmax; name them: --output {logits}"):
+        bundle_from_onnx(model, [], tmp_path / "no.bundle")
+    assert bundle_from_onnx(model, [], tmp_path / "yes.bundle", output=logits).manifest.last == 0
+
+
+@pytest.mark.parametrize(
+    ("exits", "error", "message"),
+    [
+        ({3: "aux"}, ConfigError, "there is no cut 3 for an exit; cuts are numbered 0 to 2"),
+        ({1: "auxx"}, ConfigError, "computes no tensor 'auxx' for an exit"),
+        ({2: "aux"}, ExportError, "exit 2 needs the tensor 'concat_16' besides"),
+    ],
+)
+def test_exits_that_cannot_be(tmp_path: Path, exits: dict[int, str], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        bundle_from_onnx(inception(), CUTS, tmp_path / "no.bundle", exits=exits)
+    assert not (tmp_path / "no.bundle").exists()
+
+
+@pytest.mark.parametrize("samples", [X[:0], X.astype(np.float64), X[:, :2], X * np.inf])
+def test_samples_that_do_not_fit(tmp_path: Path, samples: NDArray[np.float32]) -> None:
+    with pytest.raises(InputError, match="samples"):
+        bundle_from_onnx(inception(), CUTS, tmp_path / "no.bundle", samples=samples)
+
+
+def test_what_is_in_the_way_stays(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    with pytest.raises(off.OfframpError, match="is no bundle"):
+        bundle_from_onnx(branch(), ["if_3"], tmp_path / "notes")
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "mine"
+
+
+def test_no_torch_is_loaded(file: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from offramp.bundle.foreign import bundle_from_onnx\n"
+        f"bundle_from_onnx({str(file)!r}, ['concat_16'], {str(tmp_path / 'b.bundle')!r})\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
