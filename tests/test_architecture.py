@@ -22,6 +22,7 @@ ORDER = (
     "config",
     "tables",
     "evalmode",
+    "inputs",
     "datasets",
     "sparse",
     "exits",
@@ -221,6 +222,8 @@ print(json.dumps(said))
 """
     )
     torch_side = {
+        "ConvHead",
+        "DistilledLoss",
         "JointLoss",
         "MultiExit",
         "MultiExitModule",
@@ -228,6 +231,7 @@ print(json.dumps(said))
         "SparseConv1d",
         "SparseConv2d",
         "SparseLinear",
+        "TokenHead",
         "calibrate",
         "evaluate",
         "export",

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from offramp.connect import Edge
     from offramp.errors import OfframpError
     from offramp.exits.evaluation import calibrate, evaluate
-    from offramp.exits.heads import PooledHead
+    from offramp.exits.heads import ConvHead, PooledHead, TokenHead
     from offramp.exits.network import MultiExit
-    from offramp.exits.objective import JointLoss
+    from offramp.exits.objective import DistilledLoss, JointLoss
     from offramp.exits.training import MultiExitModule, fit
     from offramp.policy.base import Action, Observation, Policy
     from offramp.policy.cascade import ThresholdCascade
@@ -49,7 +49,9 @@ _NAMES = {
     "BlockPattern": "sparse.block",
     "Bundle": "bundle.bundle",
     "ClashFreePattern": "sparse.clash_free",
+    "ConvHead": "exits.heads",
     "CostModel": "policy.cost",
+    "DistilledLoss": "exits.objective",
     "Edge": "connect",
     "EdgeOnly": "policy.fixed",
     "FixedSplit": "policy.fixed",
@@ -76,6 +78,7 @@ _NAMES = {
     "StructuredPattern": "sparse.structured",
     "Tail": "runtime.tail",
     "ThresholdCascade": "policy.cascade",
+    "TokenHead": "exits.heads",
     "calibrate": "exits.evaluation",
     "evaluate": "exits.evaluation",
     "export": "bundle.export",
@@ -89,7 +92,9 @@ __all__ = [
     "BlockPattern",
     "Bundle",
     "ClashFreePattern",
+    "ConvHead",
     "CostModel",
+    "DistilledLoss",
     "Edge",
     "EdgeOnly",
     "FixedSplit",
@@ -116,6 +121,7 @@ __all__ = [
     "StructuredPattern",
     "Tail",
     "ThresholdCascade",
+    "TokenHead",
     "calibrate",
     "evaluate",
     "export",
