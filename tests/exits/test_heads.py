@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.errors import ConfigError
-from offramp.exits.heads import ConvHead, PooledHead, TokenHead, head_for
+from offramp.exits.heads import ConvHead, PooledHead, TokenHead, head_for, reduced
 
 
 @pytest.mark.parametrize(
@@ -142,9 +142,8 @@ def test_a_reduced_feature_gives_the_same_logits(make: Callable[[], nn.Module], 
     head, x = make(), drawn(*shape)
     head(x)
     head.eval()
-    reduced = head.reduce(x)  # type: ignore[operator]
-    assert torch.equal(head(reduced), head(x))
-    assert reduced.numel() <= x.numel()
+    small = reduced(head, x)
+    assert torch.equal(head(small), head(x))
 
 
 @pytest.mark.parametrize(("make", "shape"), HEADS)
@@ -203,3 +202,27 @@ def test_the_head_for_a_feature(shape: tuple[int, ...], layout: str | None, kind
 def test_no_head_for_a_feature(feature: Tensor) -> None:
     with pytest.raises(ConfigError, match=r"no head is made.*Tap another submodule, or give a head of your own"):
         head_for(feature, 3)
+
+
+def test_a_head_of_ones_own_sees_the_whole_feature() -> None:
+    class Largest(PooledHead):
+        def forward(self, feature: Tensor) -> Tensor:
+            return self.linear(feature.amax((2, 3)))
+
+    x = drawn(2, 3, 4, 4)
+    for head in (Largest(2), nn.Sequential(nn.Flatten(), nn.LazyLinear(2))):
+        assert reduced(head, x) is x
+
+
+@pytest.mark.parametrize(
+    ("head", "shape", "small"),
+    [
+        (PooledHead(3, 2), (4, 6, 9, 7), (4, 6, 2, 2)),
+        (PooledHead(3), (4, 5, 6), (4, 6)),
+        (PooledHead(3, norm=True), (4, 6, 9, 7), (4, 6, 9, 7)),  # its statistics are over all places
+        (ConvHead(3), (4, 6, 19, 5), (4, 6, 8, 5)),
+        (TokenHead(3), (4, 5, 6), (4, 1, 6)),
+    ],
+)
+def test_what_a_head_has_to_see(head: nn.Module, shape: tuple[int, ...], small: tuple[int, ...]) -> None:
+    assert reduced(head, drawn(*shape)).shape == small

@@ -137,7 +137,7 @@ def test_a_finished_training_goes_on_when_more_epochs_are_asked_for(tmp_path: Pa
 
 def test_the_progress_bar_shows_loss_and_exits(capsys: pytest.CaptureFixture[str]) -> None:
     fit(small(), loader(64), loader(64), epochs=1, progress=True, accelerator="cpu")
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err
     assert "loss" in shown
     assert "exit_0" in shown
 

@@ -1,9 +1,4 @@
-"""Exit heads: small classifiers that hang off a feature of the network.
-
-A head may have a method `reduce(feature)`: the part of its work that holds no parameters and comes first. It
-must be idempotent, `head(head.reduce(f)) == head(f)`. Training on a frozen backbone keeps the reduced feature,
-which is far smaller.
-"""
+"""Exit heads: small classifiers that hang off a feature of the network."""
 
 from __future__ import annotations
 
@@ -17,7 +12,7 @@ from torch import Tensor, nn
 
 from offramp.errors import ConfigError
 
-__all__ = ["ConvHead", "PooledHead", "TokenHead", "head_for"]
+__all__ = ["ConvHead", "PooledHead", "TokenHead", "head_for", "reduced"]
 
 Layout = Literal["channels_first", "channels_last"]
 
@@ -171,6 +166,18 @@ class TokenHead(nn.Module):
         token = self.reduce(feature).flatten(1)
         logits: Tensor = self.linear(F.layer_norm(token, token.shape[1:]))
         return logits
+
+
+def reduced(head: nn.Module, feature: Tensor) -> Tensor:
+    """What of a feature a head has to see: `head(reduced(head, feature))` is `head(feature)`.
+
+    The heads of this module begin with pooling, which has no parameters; so training on a frozen backbone may
+    keep the pooled feature, which is far smaller. Any other head sees the whole feature.
+    """
+    # Subclasses may do something else with a feature.
+    if isinstance(head, (ConvHead, PooledHead, TokenHead)) and type(head).__module__ == __name__:
+        return head.reduce(feature)
+    return feature
 
 
 def head_for(feature: Tensor, classes: int, layout: Layout | None = None) -> nn.Module:
