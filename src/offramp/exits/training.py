@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from offramp.errors import ConfigError
 from offramp.exits.cache import Cache, CachedFeatures, Seen
@@ -211,7 +212,11 @@ def fit(
             resume = last
     module = MultiExitModule(net, loss, lr=lr, weight_decay=weight_decay, frozen=frozen)
     start = time.perf_counter()
-    loaders: list[Any] = [train_loader, val_loader]
+    # Of a list Lightning thinks that its items are loaders.
+    loaders: list[Any] = [
+        DataLoader(one, batch_size=None) if isinstance(one, (list, tuple)) else one  # type: ignore[arg-type]
+        for one in (train_loader, val_loader)
+    ]
     with _quiet():
         trainer = L.Trainer(
             max_epochs=epochs,
