@@ -237,6 +237,7 @@ print(json.dumps(said))
         "export",
         "fit",
         "sparsify_",
+        "suggest_exits",
     }
     assert {name for name, text in said.items() if text != "here"} == torch_side
     for name in torch_side:

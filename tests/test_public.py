@@ -57,6 +57,7 @@ NAMES = [
     "fit",
     "pattern_from_recipe",
     "sparsify_",
+    "suggest_exits",
 ]
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from offramp.exits.heads import ConvHead, PooledHead, TokenHead
     from offramp.exits.network import MultiExit
     from offramp.exits.objective import DistilledLoss, JointLoss
+    from offramp.exits.suggest import suggest_exits
     from offramp.exits.training import MultiExitModule, fit
     from offramp.policy.base import Action, Observation, Policy
     from offramp.policy.cascade import ThresholdCascade
@@ -85,6 +86,7 @@ _NAMES = {
     "fit": "exits.training",
     "pattern_from_recipe": "sparse.registry",
     "sparsify_": "sparse.sparsify",
+    "suggest_exits": "exits.suggest",
 }
 
 __all__ = [
@@ -128,6 +130,7 @@ __all__ = [
     "fit",
     "pattern_from_recipe",
     "sparsify_",
+    "suggest_exits",
 ]
 
 _TRAINING = ("torch", "lightning", "onnx", "onnxscript")
