@@ -98,7 +98,7 @@ class ConvHead(nn.Module):
         ConfigError: Fewer than one class, channel or place; a feature that is no map (N, C, H, W).
     """
 
-    def __init__(self, classes: int, channels: int = 64, *, places: int = 8) -> None:
+    def __init__(self, classes: int, channels: int = 64, *, places: int = 4) -> None:
         super().__init__()
         _check(classes, channels, "channel")
         _check(classes, places, "place")
