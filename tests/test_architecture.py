@@ -224,6 +224,7 @@ print(json.dumps(said))
     torch_side = {
         "ConvHead",
         "DistilledLoss",
+        "FeatureCache",
         "JointLoss",
         "MultiExit",
         "MultiExitModule",

@@ -26,6 +26,7 @@ NAMES = [
     "DistilledLoss",
     "Edge",
     "EdgeOnly",
+    "FeatureCache",
     "FixedSplit",
     "GrpcServer",
     "ISplitEE",

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import offramp as off
 from benchmarks.timing import one_core, parser, write_json
 from offramp.datasets import ImageData, cifar10
-from offramp.exits.cache import Cache, CachedFeatures
+from offramp.exits.cache import CachedFeatures, FeatureCache
 from offramp.tables import bytes_text, table_text
 
 EXITS = ("layer1.4", "layer1.8", "layer2.2", "layer2.6", "layer3.1", "layer3.4")
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     net, other = _net(backbone), _net(backbone)
     _train(_net(backbone), list(loader)[:1], 1)  # what the first training of a process costs once
 
-    features_s, kept = _timed(lambda: CachedFeatures(net, loader, Cache()))
+    features_s, kept = _timed(lambda: CachedFeatures(net, loader, FeatureCache()))
     heads_s, _ = _timed(lambda: _train(net, kept.batches(shuffled=True), epochs))
     uncached_s, _ = _timed(lambda: _train(other, loader, slow))
     every_s = uncached_s / slow * epochs

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from offramp.bundle.manifest import Preprocessing
     from offramp.connect import Edge
     from offramp.errors import OfframpError
+    from offramp.exits.cache import FeatureCache
     from offramp.exits.evaluation import calibrate, evaluate
     from offramp.exits.heads import ConvHead, PooledHead, TokenHead
     from offramp.exits.network import MultiExit
@@ -55,6 +56,7 @@ _NAMES = {
     "DistilledLoss": "exits.objective",
     "Edge": "connect",
     "EdgeOnly": "policy.fixed",
+    "FeatureCache": "exits.cache",
     "FixedSplit": "policy.fixed",
     "GrpcServer": "serving.server",
     "ISplitEE": "policy.splitee",
@@ -99,6 +101,7 @@ __all__ = [
     "DistilledLoss",
     "Edge",
     "EdgeOnly",
+    "FeatureCache",
     "FixedSplit",
     "GrpcServer",
     "ISplitEE",

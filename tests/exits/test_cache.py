@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from offramp.errors import ConfigError
-from offramp.exits.cache import Cache, CachedFeatures
+from offramp.exits.cache import CachedFeatures, FeatureCache
 from offramp.exits.heads import ConvHead, PooledHead
 from offramp.exits.network import MultiExit
 
@@ -33,10 +33,10 @@ def batches(size: int = 16) -> DataLoader[tuple[Tensor, ...]]:
 
 @pytest.mark.parametrize(
     ("cache", "in_files"),
-    [(Cache(), False), (Cache(memory_bytes=0), True), (Cache(memory_bytes=60_000), True)],
+    [(FeatureCache(), False), (FeatureCache(memory_bytes=0), True), (FeatureCache(memory_bytes=60_000), True)],
     ids=["memory", "files", "files from the second batch"],
 )
-def test_what_is_kept_is_what_the_backbone_gives(cache: Cache, in_files: bool) -> None:
+def test_what_is_kept_is_what_the_backbone_gives(cache: FeatureCache, in_files: bool) -> None:
     one = net().train()
     kept = CachedFeatures(one, batches(), cache)
     try:
@@ -57,7 +57,7 @@ def test_what_is_kept_is_what_the_backbone_gives(cache: Cache, in_files: bool) -
 
 
 def test_half_precision_takes_half_the_room() -> None:
-    whole, half = (CachedFeatures(net(), batches(), Cache(dtype=d)) for d in ("float32", "float16"))  # type: ignore[arg-type]
+    whole, half = (CachedFeatures(net(), batches(), FeatureCache(dtype=d)) for d in ("float32", "float16"))  # type: ignore[arg-type]
     assert half.bytes == whole.bytes / 2 + 50 * 4 * 2  # logits stay as they are
     for got, expected in zip(half[7][0].features, whole[7][0].features, strict=True):
         assert got.dtype == torch.float32
@@ -66,11 +66,11 @@ def test_half_precision_takes_half_the_room() -> None:
 
 def test_values_beyond_half_precision() -> None:
     with pytest.raises(ConfigError, match="beyond float16's 65504; keep features as float32"):
-        CachedFeatures(net(scale=1e6), batches(), Cache(dtype="float16"))
+        CachedFeatures(net(scale=1e6), batches(), FeatureCache(dtype="float16"))
 
 
 def test_files_go_where_they_are_told_and_go_away(tmp_path: Path) -> None:
-    kept = CachedFeatures(net(), batches(), Cache(memory_bytes=0, folder=tmp_path))
+    kept = CachedFeatures(net(), batches(), FeatureCache(memory_bytes=0, folder=tmp_path))
     (folder,) = tmp_path.iterdir()
     assert sum(f.stat().st_size for f in folder.iterdir()) == kept.bytes
     kept.close()
@@ -80,13 +80,13 @@ def test_files_go_where_they_are_told_and_go_away(tmp_path: Path) -> None:
 def test_no_room_for_files(tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
     with pytest.raises(ConfigError, match=r"find no room in .*nowhere: No such file.*name another folder"):
-        CachedFeatures(net(), batches(), Cache(memory_bytes=0, folder=nowhere))
+        CachedFeatures(net(), batches(), FeatureCache(memory_bytes=0, folder=nowhere))
     with pytest.raises(ConfigError, match="no batches"):
-        CachedFeatures(net(), [], Cache())
+        CachedFeatures(net(), [], FeatureCache())
 
 
 def test_every_sample_comes_once_per_epoch_in_a_known_order() -> None:
-    kept = CachedFeatures(net(), batches(size=12), Cache())
+    kept = CachedFeatures(net(), batches(size=12), FeatureCache())
     loader = kept.batches(shuffled=True)
 
     def labels(epoch: int) -> list[list[float]]:
@@ -107,11 +107,11 @@ def test_every_sample_comes_once_per_epoch_in_a_known_order() -> None:
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Cache(**settings)
+        FeatureCache(**settings)
 
 
 def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    CachedFeatures(net(), batches(), Cache(), "training features")
+    CachedFeatures(net(), batches(), FeatureCache(), "training features")
     said = capsys.readouterr()
     assert "training features" in said.err
     assert said.out == ""

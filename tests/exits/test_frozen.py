@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from offramp.errors import ConfigError
-from offramp.exits.cache import Cache
+from offramp.exits.cache import FeatureCache
 from offramp.exits.evaluation import evaluate
 from offramp.exits.heads import ConvHead, PooledHead
 from offramp.exits.network import MultiExit
@@ -63,10 +63,10 @@ def whole(module: nn.Module) -> dict[str, bytes]:
     return {name: t.numpy().tobytes() for name, t in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("cache", [True, False, Cache(memory_bytes=0)], ids=["memory", "none", "files"])
+@pytest.mark.parametrize("cache", [True, False, FeatureCache(memory_bytes=0)], ids=["memory", "none", "files"])
 @pytest.mark.parametrize("loss", [JointLoss(), DistilledLoss()], ids=["labels", "distilled"])
 @pytest.mark.parametrize("lazy", [True, False])
-def test_only_the_heads_learn(cache: Cache | bool, loss: Any, lazy: bool) -> None:
+def test_only_the_heads_learn(cache: FeatureCache | bool, loss: Any, lazy: bool) -> None:
     net = network(lazy)
     net.model[1].norm.weight.requires_grad_(False)
     before = whole(net.model)
@@ -102,8 +102,8 @@ def test_distillation_while_all_learns() -> None:
     assert min(evaluate(net, loader(seed=1)).accuracy) > 0.8
 
 
-@pytest.mark.parametrize("cache", [True, Cache(memory_bytes=0), Cache(memory_bytes=100_000)])
-def test_cached_features_give_what_the_backbone_gives(cache: Cache | bool) -> None:
+@pytest.mark.parametrize("cache", [True, FeatureCache(memory_bytes=0), FeatureCache(memory_bytes=100_000)])
+def test_cached_features_give_what_the_backbone_gives(cache: FeatureCache | bool) -> None:
     """With one batch per epoch the order of samples does not count."""
     nets = []
     for how in (cache, False):
@@ -190,8 +190,8 @@ class Interrupted(JointLoss):
         return super().__call__(outputs, target)
 
 
-@pytest.mark.parametrize("cache", [True, False, Cache(memory_bytes=0)], ids=["memory", "none", "files"])
-def test_after_ctrl_c_a_training_resumes_to_the_same_result(tmp_path: Path, cache: Cache | bool) -> None:
+@pytest.mark.parametrize("cache", [True, False, FeatureCache(memory_bytes=0)], ids=["memory", "none", "files"])
+def test_after_ctrl_c_a_training_resumes_to_the_same_result(tmp_path: Path, cache: FeatureCache | bool) -> None:
     uninterrupted = network()
     fit(uninterrupted, loader(), epochs=4, cache=cache, **FROZEN)
     net, handler = network(), signal.getsignal(signal.SIGINT)
@@ -232,7 +232,7 @@ def test_ctrl_c_while_features_are_computed(tmp_path: Path) -> None:
 
     net = network()
     with pytest.raises(KeyboardInterrupt):
-        fit(net, Loader(), epochs=3, cache=Cache(memory_bytes=0, folder=tmp_path), **FROZEN)
+        fit(net, Loader(), epochs=3, cache=FeatureCache(memory_bytes=0, folder=tmp_path), **FROZEN)
     assert list(tmp_path.iterdir()) == []
     assert all(p.requires_grad for p in net.model.parameters())
 

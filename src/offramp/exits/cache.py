@@ -23,13 +23,13 @@ from offramp.exits.network import MultiExit
 from offramp.inputs import on_device, pair, run
 from offramp.tables import bytes_text
 
-__all__ = ["Cache", "CachedFeatures", "Seen"]
+__all__ = ["CachedFeatures", "FeatureCache", "Seen"]
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Cache:
+class FeatureCache:
     """How the features of a frozen backbone are kept.
 
     Attributes:
@@ -75,7 +75,9 @@ class CachedFeatures(Dataset[tuple[Seen, Tensor]]):
             room for the files.
     """
 
-    def __init__(self, net: MultiExit, loader: Iterable[Any], cache: Cache, progress: str | None = None) -> None:
+    def __init__(
+        self, net: MultiExit, loader: Iterable[Any], cache: FeatureCache, progress: str | None = None
+    ) -> None:
         self._store = _Store(cache)
         self._columns: list[Array] = []
         #: The size of the loader's first batch.
@@ -178,7 +180,7 @@ def _kept(tensor: Tensor, dtype: str) -> Array:
 class _Store:
     """Columns of arrays that grow together, first in memory, beyond a limit in files."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: FeatureCache) -> None:
         self.bytes = 0
         self.folder: tempfile.TemporaryDirectory[str] | None = None
         self._cache = cache
@@ -239,5 +241,5 @@ class _Store:
             raise ConfigError(
                 f"{bytes_text(self.bytes)} of features and more find no room in "
                 f"{self._cache.folder or tempfile.gettempdir()}: {error.strerror or error}; name another folder "
-                "by Cache(folder=…), or train with cache=False"
+                "by FeatureCache(folder=…), or train with cache=False"
             ) from error

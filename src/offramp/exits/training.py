@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from offramp.errors import ConfigError
-from offramp.exits.cache import Cache, CachedFeatures, Seen
+from offramp.exits.cache import CachedFeatures, FeatureCache, Seen
 from offramp.exits.network import MultiExit
 from offramp.exits.objective import JointLoss
 from offramp.inputs import Inputs, pair, run
@@ -152,7 +152,7 @@ def fit(
     lr: float = 3e-3,
     weight_decay: float = 0.0,
     frozen: bool = False,
-    cache: Cache | bool = True,
+    cache: FeatureCache | bool = True,
     checkpoint_dir: str | Path | None = None,
     progress: bool = True,
     accelerator: str = "auto",
@@ -234,7 +234,7 @@ def fit(
             with _learning(net, frozen):
                 if frozen and cache:
                     net.to(trainer.strategy.root_device)
-                    how = Cache() if cache is True else cache
+                    how = FeatureCache() if cache is True else cache
                     for i, name in enumerate(("training", "validation")):
                         if loaders[i] is not None:
                             caches.append(CachedFeatures(net, loaders[i], how, name if progress else None))
