@@ -137,7 +137,7 @@ def test_the_backbone_runs_once_over_the_data() -> None:
 def test_inputs_of_several_sizes_train_without_a_cache() -> None:
     batches = [(torch.randn(8, 1, s, s), torch.arange(8) % 4) for s in (8, 10)]
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
-    net = MultiExit(model, {"1": ConvHead(4)}, example_input=batches[0][0])
+    net = MultiExit(model, {"1": PooledHead(4, norm=True)}, example_input=batches[0][0])
     with pytest.raises(ConfigError, match=r"exit 0 sees features \(4, 6, 6\) and later \(4, 8, 8\).*cache=False"):
         fit(net, batches, epochs=1, **FROZEN)
     fit(net, batches, epochs=1, cache=False, **FROZEN)
