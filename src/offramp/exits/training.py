@@ -7,7 +7,7 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,12 +188,7 @@ def fit(
         ConfigError: Fewer than one epoch, no batches or batches of another form, nothing that could learn, or
             a checkpoint of another training.
     """
-    if epochs < 1:
-        raise ConfigError(f"epochs must be at least 1, not {epochs}")
-    first = next(iter(train_loader), None)
-    if first is None:
-        raise ConfigError("the training loader gives no batches")
-    example, _ = pair(first)
+    example = _checked(epochs, train_loader, val_loader)
     if any(isinstance(p, nn.UninitializedParameter) for p in net.parameters()):
         net.materialise(example)
     if frozen and next(net.exit_parameters(), None) is None:
@@ -246,6 +241,18 @@ def fit(
             net.cpu().eval()
     spent = time.perf_counter() - start
     return FitResult(spent, trainer.current_epoch, tuple(history.rows))
+
+
+def _checked(epochs: int, train_loader: Batches, val_loader: Batches | None) -> Inputs:
+    """The inputs of the first batch, if there is something to train with."""
+    if epochs < 1:
+        raise ConfigError(f"epochs must be at least 1, not {epochs}")
+    first = next(iter(train_loader), None)
+    if first is None:
+        raise ConfigError("the training loader gives no batches")
+    if isinstance(val_loader, Sized) and len(val_loader) == 0:
+        raise ConfigError("the validation loader gives no batches; leave it out to train without")
+    return pair(first)[0]
 
 
 def _run(trainer: L.Trainer, module: MultiExitModule, train: Any, val: Any, resume: Path | None) -> None:
