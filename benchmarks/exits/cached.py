@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ["backbone in every epoch", "-", f"{uncached_s / slow:.1f}", f"{every_s:.1f}"],
     ]
     said = (
-        f"{figures['speedup']:.1f}x; the second row's total is reckoned from what {slow} of its epochs took; kept: "
+        f"{figures['speedup']:.1f}x; the second row's total is reckoned from {slow} of its epochs; kept: "
         f"{bytes_text(kept.bytes)}, without pooling first {bytes_text(whole)}; accuracy of the exits on {tested} "
         f"test images, %: {' '.join(f'{100 * a:.1f}' for a in accuracy)}"
     )
