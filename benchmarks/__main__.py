@@ -18,6 +18,7 @@ ALL = (
     "bundle.chain",
     "serving.roundtrip",
     "exits.width",
+    "exits.cached",
 )
 
 

@@ -22,6 +22,7 @@ ORDER = (
     "config",
     "tables",
     "evalmode",
+    "inputs",
     "datasets",
     "sparse",
     "exits",
@@ -221,6 +222,9 @@ print(json.dumps(said))
 """
     )
     torch_side = {
+        "ConvHead",
+        "DistilledLoss",
+        "FeatureCache",
         "JointLoss",
         "MultiExit",
         "MultiExitModule",
@@ -228,11 +232,13 @@ print(json.dumps(said))
         "SparseConv1d",
         "SparseConv2d",
         "SparseLinear",
+        "TokenHead",
         "calibrate",
         "evaluate",
         "export",
         "fit",
         "sparsify_",
+        "suggest_exits",
     }
     onnx_side = {"Cut", "best_cuts", "bundle_from_onnx", "cuts_at", "find_cuts"}
     assert {name for name, text in said.items() if text != "here"} == torch_side | onnx_side

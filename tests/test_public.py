@@ -22,10 +22,13 @@ NAMES = [
     "BlockPattern",
     "Bundle",
     "ClashFreePattern",
+    "ConvHead",
     "CostModel",
     "Cut",
+    "DistilledLoss",
     "Edge",
     "EdgeOnly",
+    "FeatureCache",
     "FixedSplit",
     "GrpcServer",
     "ISplitEE",
@@ -50,6 +53,7 @@ NAMES = [
     "StructuredPattern",
     "Tail",
     "ThresholdCascade",
+    "TokenHead",
     "best_cuts",
     "bundle_from_onnx",
     "calibrate",
@@ -60,6 +64,7 @@ NAMES = [
     "fit",
     "pattern_from_recipe",
     "sparsify_",
+    "suggest_exits",
 ]
 
 

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from offramp.bundle.manifest import Preprocessing
     from offramp.connect import Edge
     from offramp.errors import OfframpError
+    from offramp.exits.cache import FeatureCache
     from offramp.exits.evaluation import calibrate, evaluate
-    from offramp.exits.heads import PooledHead
+    from offramp.exits.heads import ConvHead, PooledHead, TokenHead
     from offramp.exits.network import MultiExit
-    from offramp.exits.objective import JointLoss
+    from offramp.exits.objective import DistilledLoss, JointLoss
+    from offramp.exits.suggest import suggest_exits
     from offramp.exits.training import MultiExitModule, fit
     from offramp.policy.base import Action, Observation, Policy
     from offramp.policy.cascade import ThresholdCascade
@@ -51,10 +53,13 @@ _NAMES = {
     "BlockPattern": "sparse.block",
     "Bundle": "bundle.bundle",
     "ClashFreePattern": "sparse.clash_free",
+    "ConvHead": "exits.heads",
     "CostModel": "policy.cost",
     "Cut": "bundle.cuts",
+    "DistilledLoss": "exits.objective",
     "Edge": "connect",
     "EdgeOnly": "policy.fixed",
+    "FeatureCache": "exits.cache",
     "FixedSplit": "policy.fixed",
     "GrpcServer": "serving.server",
     "ISplitEE": "policy.splitee",
@@ -79,6 +84,7 @@ _NAMES = {
     "StructuredPattern": "sparse.structured",
     "Tail": "runtime.tail",
     "ThresholdCascade": "policy.cascade",
+    "TokenHead": "exits.heads",
     "best_cuts": "bundle.cuts",
     "bundle_from_onnx": "bundle.foreign",
     "calibrate": "exits.evaluation",
@@ -89,6 +95,7 @@ _NAMES = {
     "fit": "exits.training",
     "pattern_from_recipe": "sparse.registry",
     "sparsify_": "sparse.sparsify",
+    "suggest_exits": "exits.suggest",
 }
 
 __all__ = [
@@ -96,10 +103,13 @@ __all__ = [
     "BlockPattern",
     "Bundle",
     "ClashFreePattern",
+    "ConvHead",
     "CostModel",
     "Cut",
+    "DistilledLoss",
     "Edge",
     "EdgeOnly",
+    "FeatureCache",
     "FixedSplit",
     "GrpcServer",
     "ISplitEE",
@@ -124,6 +134,7 @@ __all__ = [
     "StructuredPattern",
     "Tail",
     "ThresholdCascade",
+    "TokenHead",
     "best_cuts",
     "bundle_from_onnx",
     "calibrate",
@@ -134,6 +145,7 @@ __all__ = [
     "fit",
     "pattern_from_recipe",
     "sparsify_",
+    "suggest_exits",
 ]
 
 _TRAINING = ("torch", "lightning", "onnx", "onnxscript", "networkx")

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from offramp.errors import ConfigError
-from offramp.exits.heads import PooledHead
+from offramp.exits.heads import ConvHead, PooledHead, TokenHead, head_for, reduced
 
 
 @pytest.mark.parametrize(
@@ -66,3 +71,158 @@ def test_other_ranks_are_refused(rank: int) -> None:
 def test_sizes_that_cannot_be(classes: int, pool: int) -> None:
     with pytest.raises(ConfigError, match="at least one class and one place"):
         PooledHead(classes, pool)
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+def test_signals_are_averaged_over_their_length() -> None:
+    x = drawn(2, 5, 7)
+    torch.testing.assert_close(passing(PooledHead(2, channels_first=True), 5)(x), x.mean(dim=2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "over", "channels_first"),
+    [
+        ((6, 4, 5, 3), (0, 2, 3), False),
+        ((6, 5, 4), (0, 1), False),
+        ((6, 4, 5), (0, 2), True),
+        ((6, 4), (0,), False),
+    ],
+)
+def test_i_splitees_exit(shape: tuple[int, ...], over: tuple[int, ...], channels_first: bool) -> None:
+    """Batch normalisation over the channels, then the mean of all places (arXiv 2401.10541)."""
+    x = 3 * drawn(*shape) + 1
+    head = PooledHead(2, norm=True, channels_first=channels_first).train()
+    head.linear = nn.Identity()
+    spread, mean = torch.var_mean(x, over, keepdim=True, correction=0)
+    expected = (x - mean) / (spread + 1e-5).sqrt()
+    places = tuple(d for d in over if d > 0)
+    torch.testing.assert_close(head(x), expected.mean(places) if places else expected, atol=1e-5, rtol=1e-4)
+    assert head.norm is not None
+    assert head.norm.num_features == 4
+
+
+def test_the_convolution_by_hand() -> None:
+    head = ConvHead(3, 5, places=4).eval()
+    x = drawn(2, 6, 8, 8)
+    head(x)
+    weight = torch.einsum("oikl,ocxy->ockl", head.depthwise.weight, head.pointwise.weight)
+    pooled = x.reshape(2, 6, 4, 2, 4, 2).mean(dim=(3, 5))
+    mixed = F.relu(head.norm(F.conv2d(pooled, weight, padding=1)))
+    torch.testing.assert_close(head(x), head.linear(mixed.mean((2, 3))), atol=1e-5, rtol=1e-4)
+
+
+def test_the_token_by_hand() -> None:
+    x = 5 * drawn(2, 7, 6) + 2
+    for take, token in (("mean", x.mean(1)), ("first", x[:, 0])):
+        head = TokenHead(3, take)  # type: ignore[arg-type]
+        logits = head(x)
+        torch.testing.assert_close(logits, head.linear(F.layer_norm(token, (6,))))
+        torch.testing.assert_close(head(x.unflatten(1, (7, 1))), logits)
+
+
+HEADS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
+    (lambda: PooledHead(3), (4, 6, 9, 7)),
+    (lambda: PooledHead(3, 2), (4, 6, 9, 7)),
+    (lambda: PooledHead(3, 2), (4, 5, 6)),
+    (lambda: PooledHead(3, channels_first=True), (4, 5, 6)),
+    (lambda: PooledHead(3), (4, 6)),
+    (lambda: PooledHead(3, norm=True), (4, 6, 9, 7)),
+    (lambda: ConvHead(3), (4, 6, 19, 17)),
+    (lambda: ConvHead(3), (4, 6, 3, 1)),
+    (lambda: TokenHead(3), (4, 5, 6)),
+    (lambda: TokenHead(3, "first"), (4, 5, 6)),
+]
+
+
+@pytest.mark.parametrize(("make", "shape"), HEADS)
+def test_a_reduced_feature_gives_the_same_logits(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    head, x = make(), drawn(*shape)
+    head(x)
+    head.eval()
+    small = reduced(head, x)
+    assert torch.equal(head(small), head(x))
+
+
+@pytest.mark.parametrize(("make", "shape"), HEADS)
+def test_copies_compute_the_same(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    lazy, x = make(), drawn(*shape)
+    if getattr(lazy, "norm", None) is None or isinstance(lazy, ConvHead):  # torch copies no unsized statistics
+        for unsized in (copy.deepcopy(lazy), pickle.loads(pickle.dumps(lazy))):
+            assert unsized(x).shape == (4, 3)
+    lazy(x)
+    lazy.eval()
+    for twin in (copy.deepcopy(lazy), pickle.loads(pickle.dumps(lazy))):
+        assert torch.equal(twin(x), lazy(x))
+
+
+def test_features_of_another_form_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"ConvHead takes feature maps.*not features of rank 3"):
+        ConvHead(2)(torch.zeros(2, 3, 4))
+    with pytest.raises(ConfigError, match=r"TokenHead takes tokens.*not features of rank 2"):
+        TokenHead(2)(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ConvHead(0), "one class and one channel"),
+        (lambda: ConvHead(2, 0), "one class and one channel"),
+        (lambda: ConvHead(2, places=0), "one class and one place"),
+        (lambda: TokenHead(0), "one class"),
+        (lambda: TokenHead(2, "last"), '"mean" or "first", not \'last\''),
+    ],
+)
+def test_heads_that_cannot_be(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "kind"),
+    [
+        ((2, 6), None, PooledHead),
+        ((2, 5, 6), None, TokenHead),
+        ((2, 5, 6), "channels_last", TokenHead),
+        ((2, 5, 6), "channels_first", PooledHead),
+        ((2, 6, 8, 8), None, ConvHead),
+        ((2, 6, 8, 2), None, PooledHead),
+        ((2, 8, 8, 6), "channels_last", TokenHead),
+    ],
+)
+def test_the_head_for_a_feature(shape: tuple[int, ...], layout: str | None, kind: type[nn.Module]) -> None:
+    head = head_for(torch.zeros(shape), 3, layout)  # type: ignore[arg-type]
+    assert type(head) is kind
+    assert head(torch.zeros(shape)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("feature", [torch.zeros(3), torch.zeros(1, 1, 1, 1, 1), torch.zeros(2, 6).long()])
+def test_no_head_for_a_feature(feature: Tensor) -> None:
+    with pytest.raises(ConfigError, match=r"no head is made.*Tap another submodule, or give a head of your own"):
+        head_for(feature, 3)
+
+
+def test_a_head_of_ones_own_sees_the_whole_feature() -> None:
+    class Largest(PooledHead):
+        def forward(self, feature: Tensor) -> Tensor:
+            return self.linear(feature.amax((2, 3)))
+
+    x = drawn(2, 3, 4, 4)
+    for head in (Largest(2), nn.Sequential(nn.Flatten(), nn.LazyLinear(2))):
+        assert reduced(head, x) is x
+
+
+@pytest.mark.parametrize(
+    ("head", "shape", "small"),
+    [
+        (PooledHead(3, 2), (4, 6, 9, 7), (4, 6, 2, 2)),
+        (PooledHead(3), (4, 5, 6), (4, 6)),
+        (PooledHead(3, norm=True), (4, 6, 9, 7), (4, 6, 9, 7)),  # its statistics are over all places
+        (ConvHead(3), (4, 6, 19, 3), (4, 6, 4, 3)),
+        (TokenHead(3), (4, 5, 6), (4, 1, 6)),
+    ],
+)
+def test_what_a_head_has_to_see(head: nn.Module, shape: tuple[int, ...], small: tuple[int, ...]) -> None:
+    assert reduced(head, drawn(*shape)).shape == small

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import ConfigError, LayerNameError
-from offramp.exits.heads import PooledHead
+from offramp.exits.heads import ConvHead, PooledHead, TokenHead
 from offramp.exits.network import MultiExit
 
 
@@ -99,26 +100,72 @@ def test_a_submodule_that_does_not_run_is_refused() -> None:
 
 def test_a_submodule_that_runs_twice_is_refused() -> None:
     net = MultiExit(Calls("aab"), {"a": PooledHead(2)})
-    with pytest.raises(ConfigError, match="'a' runs more than once"):
+    with pytest.raises(ConfigError, match=r"'a' runs more than once.*nn.Identity"):
         net(torch.zeros(1, 4))
 
 
-def test_an_output_that_is_no_tensor_is_refused() -> None:
-    class Pair(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return x, x
+class Giving(nn.Module):
+    """A first part whose output is of a form of one's own, and a second that takes the tensor in it."""
 
-    class Net(nn.Module):
-        def __init__(self) -> None:
+    class First(nn.Module):
+        def __init__(self, form: Callable[[Tensor], Any]) -> None:
             super().__init__()
-            self.pair, self.last = Pair(), nn.Linear(4, 2)
+            self.form, self.linear = form, nn.Linear(4, 4)
 
-        def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.last(self.pair(x)[0])
-            return out
+        def forward(self, x: Tensor) -> Any:
+            return self.form(self.linear(x))
 
-    with pytest.raises(ConfigError, match="'pair' gives a tuple; an exit needs one tensor"):
-        MultiExit(Net(), {"pair": PooledHead(2)}, example_input=torch.zeros(1, 4))
+    def __init__(self, form: Callable[[Tensor], Any], last: Callable[[Tensor], Any] = lambda x: x) -> None:
+        super().__init__()
+        self.first, self.second, self.last = self.First(form), nn.Linear(4, 2), last
+
+    def forward(self, x: Tensor) -> Any:
+        seen: list[Tensor] = []
+        with_hook = self.first.linear.register_forward_hook(lambda m, a, out: seen.append(out))
+        self.first(x)
+        with_hook.remove()
+        return self.last(self.second(seen[0]))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [lambda x: (x, x.sum()), lambda x: [x], lambda x: {"hidden": x, "more": None}, lambda x: (x, None)],
+    ids=["tuple", "list", "dict", "with none"],
+)
+def test_the_first_item_of_an_output_feeds_the_exit(form: Callable[[Tensor], Any]) -> None:
+    model = Giving(form)
+    net = MultiExit(model, {"first": PooledHead(2)}, example_input=torch.zeros(1, 4))
+    x = torch.randn(3, 4)
+    assert torch.equal(net.forward_features(x)[0][0], model.first.linear(x))
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        (lambda x: (None, x), "tuple"),
+        (lambda x: {}, "dict"),
+        (lambda x: None, "NoneType"),
+        (lambda x: (), "tuple"),
+    ],
+)
+def test_an_output_that_holds_no_tensor_first_is_refused(form: Callable[[Tensor], Any], kind: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"'first' gives a {kind} whose first item is no tensor.*Tap a submodule"
+    ):
+        MultiExit(Giving(form), {"first": PooledHead(2)}, example_input=torch.zeros(1, 4))
+
+
+def test_logits_may_come_in_a_dict() -> None:
+    model = Giving(lambda x: x, last=lambda x: {"loss": None, "logits": x})
+    net = MultiExit(model, {"first": PooledHead(2)}, example_input=torch.zeros(1, 4))
+    x = torch.randn(3, 4)
+    assert torch.equal(net(x)[-1], model.second(model.first.linear(x)))
+
+
+@pytest.mark.parametrize("last", [lambda x: (x, x), lambda x: {"scores": x}], ids=["tuple", "dict"])
+def test_a_model_whose_output_is_no_logits_is_told_the_way_out(last: Callable[[Tensor], Any]) -> None:
+    with pytest.raises(ConfigError, match=r"must be one tensor of logits.*Wrap the model"):
+        MultiExit(Giving(lambda x: x, last), {"first": PooledHead(2)}, example_input=torch.zeros(1, 4))
 
 
 def test_after_a_failed_pass_the_next_one_works() -> None:
@@ -179,3 +226,126 @@ def test_a_state_dict_goes_round() -> None:
             p.add_(1)
     other.load_state_dict(net.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(net(X), other(X), strict=True))
+
+
+# --- several inputs, and heads that are chosen ------------------------------------------------------------
+
+
+class Two(nn.Module):
+    """Two inputs, one of them optional."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.both = nn.Linear(4, 6), nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, a: Tensor, b: Tensor | None = None) -> Tensor:
+        x = self.left(a)
+        return self.both(x if b is None else x + self.right(b))
+
+
+def test_inputs_by_place_and_by_name() -> None:
+    a, b = torch.randn(5, 4), torch.randn(5, 3)
+    model = Two().eval()
+    for example in ((a, b), {"a": a, "b": b}, [a, b]):
+        net = MultiExit(model, {"left": PooledHead(2)}, example_input=example).eval()
+        for got in (net(a, b), net(a=a, b=b), net(a, b=b)):
+            assert torch.equal(got[-1], model(a, b))
+            assert torch.equal(got[0], net.heads[0](model.left(a)))
+
+
+class Mixed(nn.Module):
+    """A feature of every kind on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early = nn.Conv2d(3, 6, 3, padding=1)
+        self.small = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.AvgPool2d(4))
+        self.token, self.norm = nn.Linear(8, 12), nn.LayerNorm(12)
+        self.signal = nn.Conv1d(4, 5, 1)
+        self.plain, self.last = nn.Linear(5, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.small(self.early(x)).flatten(2).transpose(1, 2)  # (N, 4, 8)
+        x = self.signal(self.norm(self.token(x)))
+        x = self.plain(x.mean(2))
+        y: Tensor = self.last(x)
+        return y
+
+
+NAMES = ["early", "small", "norm", "signal", "plain"]
+
+
+def test_heads_are_chosen_by_what_they_see() -> None:
+    net = MultiExit(Mixed(), NAMES, example_input=torch.zeros(1, 3, 8, 8))
+    assert [type(h) for h in net.heads] == [ConvHead, PooledHead, TokenHead, PooledHead, PooledHead]
+    small, signal, plain = (net.heads[i] for i in (1, 3, 4))
+    assert small.norm is not None  # type: ignore[union-attr]
+    assert signal.linear.in_features == 5  # type: ignore[union-attr]
+    assert plain.norm is None  # type: ignore[union-attr]
+    assert [tuple(z.shape) for z in net(torch.zeros(2, 3, 8, 8))] == [(2, 3)] * 6
+    assert not any(m._forward_hooks for n, m in net.model.named_modules() if n not in NAMES)
+
+
+def test_a_dict_may_leave_some_heads_open() -> None:
+    own = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    net = MultiExit(Mixed(), {"early": None, "small": own, "plain": None}, example_input=torch.zeros(1, 3, 8, 8))
+    assert net.heads[1] is own
+    assert [type(net.heads[i]) for i in (0, 2)] == [ConvHead, PooledHead]
+
+
+def test_a_signal_whose_channels_and_length_are_equal_is_still_a_signal() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 6, 1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3))
+    net = MultiExit(model, ["1"], example_input=torch.zeros(1, 2, 6))
+    assert isinstance(net.heads[0], PooledHead)
+    assert net.heads[0].channels_first
+
+
+def test_maps_with_their_channels_last_are_tokens() -> None:
+    class Windowed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.last = nn.Linear(3, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.last(self.mix(x.permute(0, 2, 3, 1)).mean((1, 2)))
+            return y
+
+    net = MultiExit(Windowed(), ["mix"], example_input=torch.zeros(1, 3, 8, 8))
+    assert isinstance(net.heads[0], TokenHead)
+    assert net.heads[0].linear.in_features == 6
+
+
+def test_heads_are_chosen_only_from_an_example() -> None:
+    with pytest.raises(ConfigError, match=r"choose a head for 'early'.*give example_input"):
+        MultiExit(Mixed(), NAMES)
+
+
+def test_names_that_are_no_list_or_stand_twice() -> None:
+    with pytest.raises(ConfigError, match=r"exits=\['early'\]"):
+        MultiExit(Mixed(), "early")
+    with pytest.raises(ConfigError, match="names one twice"):
+        MultiExit(Mixed(), ["early", "early"])
+
+
+def test_a_feature_that_no_head_takes() -> None:
+    model = nn.Sequential(nn.Unflatten(1, (2, 2, 2, 2)), nn.Flatten(), nn.Linear(16, 3))
+    with pytest.raises(ConfigError, match=r"no head is made for a feature \(1, 2, 2, 2, 2\).*head of your own"):
+        MultiExit(model, ["0"], example_input=torch.zeros(1, 16))
+    assert not any(m._forward_hooks for m in model.modules())  # nothing is left behind
+
+
+def test_the_number_of_classes_needs_logits() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    with pytest.raises(ConfigError, match=r"logits \(N, classes\), not \(1, 2, 8, 8\)"):
+        MultiExit(model, ["0"], example_input=torch.zeros(1, 3, 8, 8))
+
+
+def test_copies_with_every_head() -> None:
+    net = MultiExit(Mixed(), NAMES, example_input=torch.zeros(1, 3, 8, 8)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    for twin in twins(net):
+        assert all(torch.equal(a, b) for a, b in zip(twin(x), net(x), strict=True))
+    lazy = MultiExit(Mixed(), {"early": ConvHead(3), "norm": TokenHead(3), "plain": PooledHead(3)})
+    for twin in twins(lazy):
+        twin.materialise(x)
+        assert len(twin(x)) == 4

@@ -80,6 +80,34 @@ def test_a_loss_of_ones_own() -> None:
         fit(small(), loader(64), epochs=1, loss=JointLoss([1, 1, 1]), **QUIET)
 
 
+def normalised() -> MultiExit:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 4))
+    return MultiExit(model, {"2": PooledHead(4)}, example_input=torch.zeros(1, 8))
+
+
+def statistics(net: MultiExit) -> list[Tensor]:
+    return [net.model[i].running_mean.clone() for i in (1, 3)]
+
+
+def test_a_network_in_evaluation_mode_is_trained_like_any_other() -> None:
+    """`fit` leaves networks in it, and published ones come in it."""
+    net = normalised()
+    net.model.eval()
+    for _ in range(2):
+        before = statistics(net)
+        fit(net, loader(64), loader(64), epochs=2, **QUIET)
+        assert not any(torch.equal(a, b) for a, b in zip(before, statistics(net), strict=True))
+
+
+def test_what_somebody_froze_inside_stays_frozen() -> None:
+    net = normalised()
+    net.model[1].eval()
+    before = statistics(net)
+    fit(net, loader(64), loader(64), epochs=2, **QUIET)
+    assert [torch.equal(a, b) for a, b in zip(before, statistics(net), strict=True)] == [True, False]
+
+
 @pytest.mark.parametrize("epochs", [0, -1])
 def test_epochs_that_cannot_be(epochs: int) -> None:
     with pytest.raises(ConfigError, match=f"at least 1, not {epochs}"):
@@ -137,7 +165,7 @@ def test_a_finished_training_goes_on_when_more_epochs_are_asked_for(tmp_path: Pa
 
 def test_the_progress_bar_shows_loss_and_exits(capsys: pytest.CaptureFixture[str]) -> None:
     fit(small(), loader(64), loader(64), epochs=1, progress=True, accelerator="cpu")
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err
     assert "loss" in shown
     assert "exit_0" in shown
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import io
 import logging
 import platform
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -36,9 +37,10 @@ from offramp.bundle.manifest import (
     wire_name,
 )
 from offramp.bundle.partition import Partition, describe, forget_origin, partition
-from offramp.errors import ExportError
+from offramp.errors import ConfigError, ExportError
 from offramp.evalmode import eval_mode
 from offramp.exits.network import MultiExit
+from offramp.inputs import Inputs, run, tensors
 from offramp.sparse.layers import SparseLayer
 
 __all__ = ["export", "export_graph", "quiet_exporter"]
@@ -47,40 +49,54 @@ __all__ = ["export", "export_graph", "quiet_exporter"]
 class _Named(nn.Module):
     """The network as one flat tuple: cut 0, exit 0, cut 1, exit 1, …, the last exit."""
 
-    def __init__(self, net: MultiExit) -> None:
+    def __init__(self, net: MultiExit, names: Sequence[str] | None) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.names = net, names
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        features, logits = self.net.forward_features(x)
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        given = inputs if self.names is None else dict(zip(self.names, inputs, strict=True))
+        features, logits = run(self.net.forward_features, given)
         pairs = [t for pair in zip(features, logits[:-1], strict=True) for t in pair]
         return (*pairs, logits[-1])
 
 
-def export_graph(net: MultiExit, example_input: Tensor) -> onnx.ModelProto:
+def export_graph(net: MultiExit, example_input: Inputs) -> onnx.ModelProto:
     """The whole network as one ONNX graph of standard operators, with a dynamic batch.
 
     Its tensors are named `input`, `cut_0`, `exit_0`, `cut_1`, …; the last exit is the network's own output.
+    Several inputs are named as the dict's keys, or as the arguments of the model's `forward`.
 
     Args:
         net: A network in the state in which it should run.
-        example_input: One batch, float32; only its shape counts.
+        example_input: One batch: a tensor, a tuple of tensors, or a dict of tensors by argument name; only its
+            shapes and element types count.
 
     Raises:
         ExportError: The network cannot be exported; the message carries the exporter's own words.
+        ConfigError: Inputs that are no tensors with samples first.
     """
     last = len(net.exit_names)
     names = [name for i in range(last) for name in (cut_name(i), f"exit_{i}")] + [f"exit_{last}"]
+    inputs = _input_names(net, example_input)
+    given = tensors(example_input)
+    if (
+        not given
+        or len(given) != len(inputs)
+        or any(t.dim() == 0 or len(t) != len(given[0]) or len(t) == 0 for t in given)
+    ):
+        came = ", ".join(f"{name} {tuple(t.shape)}" for name, t in zip(inputs, given, strict=False))
+        raise ConfigError(f"every input must be a tensor of the same number of samples, not {came or 'nothing'}")
     # Two samples, since a batch of one would be taken for a constant.
-    example = example_input.detach()[:1].repeat(2, *[1] * (example_input.dim() - 1))
+    examples = tuple(t.detach()[:1].repeat(2, *[1] * (t.dim() - 1)) for t in given)
+    batch = torch.export.Dim("N", min=1)
     try:
         with eval_mode(net), quiet_exporter():
             program = torch.onnx.export(
-                _Named(net).eval(),
-                (example,),
+                _Named(net, inputs if isinstance(example_input, Mapping) else None).eval(),
+                examples,
                 dynamo=True,
-                dynamic_shapes={"x": {0: torch.export.Dim("N", min=1)}},
-                input_names=["input"],
+                dynamic_shapes={"inputs": tuple({0: batch} for _ in examples)},
+                input_names=inputs,
                 output_names=names,
                 opset_version=OPSET,
                 verbose=False,
@@ -98,9 +114,19 @@ def export_graph(net: MultiExit, example_input: Tensor) -> onnx.ModelProto:
     return model
 
 
+def _input_names(net: MultiExit, example_input: Inputs) -> list[str]:
+    if isinstance(example_input, Tensor):
+        return ["input"]
+    if isinstance(example_input, Mapping):
+        return list(example_input)
+    arguments = inspect.signature(net.model.forward).parameters.values()
+    named = [a.name for a in arguments if a.kind is not a.VAR_POSITIONAL]
+    return [named[i] if i < len(named) else f"input_{i}" for i in range(len(example_input))]
+
+
 def export(
     net: MultiExit,
-    example_input: Tensor,
+    example_input: Inputs,
     path: str | Path,
     *,
     name: str | None = None,
@@ -117,7 +143,7 @@ def export(
 
     Args:
         net: A trained network.
-        example_input: One batch, float32; only its shape counts.
+        example_input: One batch, as `export_graph` takes it.
         path: The bundle's directory; an older bundle there is replaced.
         name: The bundle's name on the wire; made from the directory's name if left out.
         classes: The classes' names.
@@ -217,7 +243,7 @@ def _tuning(net: MultiExit) -> Tuning:
     )
 
 
-def _stage_densities(net: MultiExit, example_input: Tensor) -> tuple[float, ...]:
+def _stage_densities(net: MultiExit, example_input: Inputs) -> tuple[float, ...]:
     """Per stage Σ|W_i| / ΣN_{i-1}N_i over its convolution and linear layers, by the order in which they run."""
     order: list[nn.Module | int] = []
     hooks = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from offramp.errors import ConfigError
 from offramp.evalmode import eval_mode
 from offramp.exits.calibration import Calibration, calibrate_logits
 from offramp.exits.network import MultiExit
+from offramp.inputs import on_device, pair, run, tensors
 
 __all__ = ["Evaluation", "calibrate", "evaluate"]
 
@@ -25,7 +27,7 @@ class Evaluation:
     Attributes:
         logits: Per exit (N, classes), the last exit's last.
         labels: (N,) class indices.
-        ranges: Per cut the smallest and largest value, the input (cut −1) first.
+        ranges: Per cut the smallest and largest value, the inputs (cut −1) first.
     """
 
     logits: tuple[NDArray[np.float32], ...]
@@ -38,23 +40,31 @@ class Evaluation:
         return tuple(float((z.argmax(axis=1) == self.labels).mean()) for z in self.logits)
 
 
-def evaluate(net: MultiExit, loader: Iterable[Sequence[Tensor]]) -> Evaluation:
+def evaluate(net: MultiExit, loader: Iterable[Sequence[Any]]) -> Evaluation:
     """Runs a network over batches of inputs and class indices, without learning.
 
+    Args:
+        net: The network, on whatever device.
+        loader: Pairs of inputs (a tensor, a tuple of tensors, or a dict of tensors by argument name) and labels.
+
     Raises:
-        ConfigError: A loader without batches.
+        ConfigError: A loader without batches, or batches of another form.
     """
     logits: list[list[Tensor]] = []
     labels: list[Tensor] = []
-    lows: list[list[float]] = []
-    highs: list[list[float]] = []
+    lows: list[tuple[float, ...]] = []
+    highs: list[tuple[float, ...]] = []
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
     with eval_mode(net), torch.inference_mode():
-        for x, y in loader:
-            features, outputs = net.forward_features(x)
+        for batch in loader:
+            x, y = pair(batch)
+            x = on_device(x, device)
+            features, outputs = run(net.forward_features, x)
             logits.append([z.float().cpu() for z in outputs])
             labels.append(y.cpu())
-            lows.append([float(t.min()) for t in (x, *features)])
-            highs.append([float(t.max()) for t in (x, *features)])
+            low, high = zip(*(_range(t) for t in (tensors(x), *((f,) for f in features))), strict=True)
+            lows.append(low)
+            highs.append(high)
     if not labels:
         raise ConfigError("the loader gives no batches")
     ranges = zip(np.min(lows, axis=0).tolist(), np.max(highs, axis=0).tolist(), strict=True)
@@ -65,7 +75,12 @@ def evaluate(net: MultiExit, loader: Iterable[Sequence[Tensor]]) -> Evaluation:
     )
 
 
-def calibrate(net: MultiExit, loader: Iterable[Sequence[Tensor]], *, max_drop: float = 0.005) -> Calibration:
+def _range(cut: Sequence[Tensor]) -> tuple[float, float]:
+    """The smallest and largest value of the tensors that cross together."""
+    return min(float(t.min()) for t in cut), max(float(t.max()) for t in cut)
+
+
+def calibrate(net: MultiExit, loader: Iterable[Sequence[Any]], *, max_drop: float = 0.005) -> Calibration:
     """Fits a temperature per exit and a threshold per gate on held-out data; `export` writes them.
 
     Args:

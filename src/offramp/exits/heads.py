@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.errors import ConfigError
 
-__all__ = ["PooledHead"]
+__all__ = ["ConvHead", "PooledHead", "TokenHead", "head_for", "reduced"]
+
+Layout = Literal["channels_first", "channels_last"]
 
 
 class PooledHead(nn.Module):
@@ -21,34 +26,187 @@ class PooledHead(nn.Module):
     Args:
         classes: Number of classes.
         pool: Places per side that a feature map is pooled to; kept as it is where it is smaller.
+        norm: Whether batch normalisation over the channels comes before pooling. `PooledHead(classes, norm=True)`
+            is I-SplitEE's exit (arXiv 2401.10541).
+        channels_first: Whether features of rank 3 are (N, C, L), as 1-D convolutions give them; then L is
+            averaged, all of it.
 
     Raises:
-        ConfigError: Fewer than one class or place.
+        ConfigError: Fewer than one class or place; a feature of another rank.
     """
 
-    def __init__(self, classes: int, pool: int = 1) -> None:
+    def __init__(self, classes: int, pool: int = 1, *, norm: bool = False, channels_first: bool = False) -> None:
         super().__init__()
-        if classes < 1 or pool < 1:
-            raise ConfigError(f"a head needs at least one class and one place, not {classes} and {pool}")
-        self.pool = pool
-        with warnings.catch_warnings():  # torch calls every lazy module new
-            warnings.filterwarnings("ignore", message="Lazy modules are a new feature")
+        _check(classes, pool, "place")
+        self.pool, self.channels_first = pool, channels_first
+        with _lazily():
+            # Over (N, C, places), whatever the feature's rank is.
+            self.norm = nn.LazyBatchNorm1d() if norm else None
             self.linear = nn.LazyLinear(classes)
+
+    def reduce(self, feature: Tensor) -> Tensor:
+        """The pooled feature: (N, C, pool, pool) of a map, (N, F) of tokens; itself if it is normalised first."""
+        return feature if self.norm is not None else self._pooled(feature)
 
     def forward(self, feature: Tensor) -> Tensor:
         """Maps a feature to logits (N, classes)."""
+        if self.norm is not None:
+            feature = self._normalised(feature)
+        logits: Tensor = self.linear(self._pooled(feature).flatten(1))
+        return logits
+
+    def _pooled(self, feature: Tensor) -> Tensor:
         if feature.dim() == 4:
             # One window size for all places (adaptive pooling's differ), so that it exports as one operator.
             (kh, sh), (kw, sw) = (_window(size, self.pool) for size in feature.shape[-2:])
-            feature = F.avg_pool2d(feature, (kh, kw), (sh, sw))
-        elif feature.dim() == 3:
-            feature = feature.mean(dim=1)
-        elif feature.dim() != 2:
+            return F.avg_pool2d(feature, (kh, kw), (sh, sw))
+        if feature.dim() == 3:
+            return feature.mean(dim=2 if self.channels_first else 1)
+        if feature.dim() != 2:
             raise ConfigError(
                 f"PooledHead takes features of rank 2, 3 or 4, not {feature.dim()}; give a head of your own"
             )
-        logits: Tensor = self.linear(feature.flatten(1))
+        return feature
+
+    def _normalised(self, feature: Tensor) -> Tensor:
+        assert self.norm is not None
+        if feature.dim() == 3 and not self.channels_first:
+            tokens: Tensor = self.norm(feature.transpose(1, 2)).transpose(1, 2)
+            return tokens
+        if feature.dim() == 4:
+            found: Tensor = self.norm(feature.flatten(2)).unflatten(2, feature.shape[2:])
+            return found
+        plain: Tensor = self.norm(feature) if feature.dim() in (2, 3) else feature
+        return plain
+
+
+class ConvHead(nn.Module):
+    """A separable 3×3 convolution, batch normalisation, ReLU, global average pooling, one linear layer.
+
+    For early features, which are large but not yet mixed over places. The map is first averaged to at most
+    `places`×`places`, so that the head costs little beside a stage of any size: about
+    places²·channels·(C + 9) multiply-accumulates. The convolution is pointwise, then depthwise, which mixes
+    channels better than the other order (Haase and Amthor 2020, arXiv 2003.13549, BSConv-U). The number of
+    input channels is found at the first forward pass.
+
+    Args:
+        classes: Number of classes.
+        channels: Channels of the convolution.
+        places: The most places per side that the convolution sees.
+
+    Raises:
+        ConfigError: Fewer than one class, channel or place; a feature that is no map (N, C, H, W).
+    """
+
+    def __init__(self, classes: int, channels: int = 64, *, places: int = 4) -> None:
+        super().__init__()
+        _check(classes, channels, "channel")
+        _check(classes, places, "place")
+        self.places = places
+        with _lazily():
+            self.pointwise = nn.LazyConv2d(channels, 1, bias=False)
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.linear = nn.Linear(channels, classes)
+
+    def reduce(self, feature: Tensor) -> Tensor:
+        """The map averaged to at most `places`×`places`."""
+        if feature.dim() != 4:
+            raise ConfigError(
+                f"ConvHead takes feature maps (N, C, H, W), not features of rank {feature.dim()}; "
+                "PooledHead and TokenHead take others"
+            )
+        (kh, sh), (kw, sw) = (_window(size, self.places) for size in feature.shape[-2:])
+        return F.avg_pool2d(feature, (kh, kw), (sh, sw))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Maps a feature map to logits (N, classes)."""
+        mixed = F.relu(self.norm(self.depthwise(self.pointwise(self.reduce(feature)))))
+        logits: Tensor = self.linear(mixed.mean(dim=(2, 3)))
         return logits
+
+
+class TokenHead(nn.Module):
+    """One token of the mean or the first, layer normalisation, one linear layer.
+
+    Takes tokens with their features last: (N, T, F), or (N, H, W, F) of windowed transformers; gives logits
+    (N, classes). Inside a transformer features are often not normalised yet, hence the layer normalisation. No
+    mask is taken: it would have to cross the cut with the tokens. Where tokens are padded, take the first one.
+    The number of features is found at the first forward pass.
+
+    Args:
+        classes: Number of classes.
+        take: "mean" for the mean of all tokens, "first" for the first one, which is often the class token.
+
+    Raises:
+        ConfigError: Fewer than one class, another word for `take`, or a feature without an axis of tokens.
+    """
+
+    def __init__(self, classes: int, take: Literal["mean", "first"] = "mean") -> None:
+        super().__init__()
+        _check(classes, 1, "token")
+        if take not in ("mean", "first"):
+            raise ConfigError(f'take is "mean" or "first", not {take!r}')
+        self.take = take
+        with _lazily():
+            # Normalisation without weights of its own: the linear layer's would make them redundant.
+            self.linear = nn.LazyLinear(classes)
+
+    def reduce(self, feature: Tensor) -> Tensor:
+        """The one token (N, 1, F) that the head classifies."""
+        if feature.dim() < 3:
+            raise ConfigError(
+                f"TokenHead takes tokens (N, T, F), not features of rank {feature.dim()}; PooledHead takes (N, F)"
+            )
+        tokens = feature.flatten(1, -2)
+        return tokens[:, :1] if self.take == "first" else tokens.mean(dim=1, keepdim=True)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Maps tokens to logits (N, classes)."""
+        token = self.reduce(feature).flatten(1)
+        logits: Tensor = self.linear(F.layer_norm(token, token.shape[1:]))
+        return logits
+
+
+def reduced(head: nn.Module, feature: Tensor) -> Tensor:
+    """What of a feature a head has to see: `head(reduced(head, feature))` is `head(feature)`.
+
+    The heads of this module begin with pooling, which has no parameters; so training on a frozen backbone may
+    keep the pooled feature, which is far smaller. Any other head sees the whole feature.
+    """
+    # Subclasses may do something else with a feature.
+    if isinstance(head, (ConvHead, PooledHead, TokenHead)) and type(head).__module__ == __name__:
+        return head.reduce(feature)
+    return feature
+
+
+def head_for(feature: Tensor, classes: int, layout: Layout | None = None) -> nn.Module:
+    """The head that suits a feature's rank and size.
+
+    Features (N, F) and 1-D signals (N, C, L) get a `PooledHead`, tokens a `TokenHead`, maps a `ConvHead`, or a
+    `PooledHead` with normalisation where fewer than 4 places a side leave nothing to convolve.
+
+    Args:
+        feature: One batch of it.
+        classes: Number of classes.
+        layout: Which axis holds the channels; if left out, the last one at rank 3 and the second at rank 4.
+
+    Raises:
+        ConfigError: A feature of a rank or element type that no head takes.
+    """
+    rank = feature.dim()
+    if not feature.is_floating_point() or rank not in (2, 3, 4):
+        raise ConfigError(
+            f"no head is made for a feature {tuple(feature.shape)} of {feature.dtype}; heads take floating-point "
+            "features of rank 2, 3 or 4. Tap another submodule, or give a head of your own"
+        )
+    if rank == 2:
+        return PooledHead(classes)
+    if (layout or ("channels_last" if rank == 3 else "channels_first")) == "channels_last":
+        return TokenHead(classes)
+    if rank == 3:
+        return PooledHead(classes, channels_first=True)
+    return ConvHead(classes) if min(feature.shape[2:]) >= 4 else PooledHead(classes, norm=True)
 
 
 def _window(size: int, places: int) -> tuple[int, int]:
@@ -56,3 +214,16 @@ def _window(size: int, places: int) -> tuple[int, int]:
     places = min(size, places)
     stride = size // places
     return size - (places - 1) * stride, stride
+
+
+def _check(classes: int, count: int, what: str) -> None:
+    if classes < 1 or count < 1:
+        raise ConfigError(f"a head needs at least one class and one {what}, not {classes} and {count}")
+
+
+@contextmanager
+def _lazily() -> Iterator[None]:
+    """Without torch's remark that lazy modules are new."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Lazy modules are a new feature")
+        yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from offramp.errors import ConfigError, LayerNameError
 from offramp.evalmode import eval_mode
+from offramp.exits.heads import head_for
+from offramp.exits.taps import Tap, Taps, layouts_of, logits_of
+from offramp.inputs import Inputs, run
 
 if TYPE_CHECKING:
     from offramp.exits.calibration import Calibration
@@ -18,74 +21,65 @@ if TYPE_CHECKING:
 __all__ = ["MultiExit"]
 
 
-class _Taps:
-    """The features of one forward pass, by submodule name, in the order in which they came."""
-
-    def __init__(self) -> None:
-        self.features: dict[str, Tensor] = {}
-        #: Only while the network that owns the taps runs: the model may also be used alone, or by another one.
-        self.recording = False
-
-
-class _Tap:
-    """A forward hook that keeps a submodule's output.
-
-    A class, not a closure, and one shared `_Taps`: so `deepcopy` and `pickle` carry it over whole.
-    """
-
-    def __init__(self, name: str, taps: _Taps) -> None:
-        self.name, self.taps = name, taps
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self.taps.recording:
-            return
-        if not isinstance(output, Tensor):
-            raise ConfigError(f"submodule {self.name!r} gives a {type(output).__name__}; an exit needs one tensor")
-        if self.name in self.taps.features:
-            raise ConfigError(f"submodule {self.name!r} runs more than once in a forward pass")
-        self.taps.features[self.name] = output
-
-
 class MultiExit(nn.Module):
     """A network with early exits: every exit is a head fed by the output of a named submodule.
 
+    A submodule that gives a tuple, list or dict feeds its first item, which transformer blocks call the hidden
+    states. The model's own output, the last exit, is a tensor of logits, or holds it under the key `logits`.
+
     Args:
         model: Any network; its own output is the last exit.
-        exits: Heads by submodule name, in the order in which the submodules run.
-        example_input: One batch. Given, heads find their sizes now and the order is checked now; otherwise
-            at the first forward pass, which must come before an optimiser is made.
+        exits: Heads by submodule name, in the order in which the submodules run; None, or names without heads,
+            for the head that `head_for` chooses, which needs `example_input`.
+        example_input: One batch: a tensor, a tuple of tensors, or a dict of tensors by argument name. Given,
+            heads find their sizes now and the order is checked now; otherwise at the first forward pass, which
+            must come before an optimiser is made.
 
     Raises:
         LayerNameError: A name that is no submodule's; the message gives the nearest ones.
-        ConfigError: No exits, exits out of order, or a submodule whose output is not one tensor.
+        ConfigError: No exits, one named twice, exits out of order, no example input where heads are to be
+            chosen, or a submodule whose output is not one tensor.
     """
 
     def __init__(
-        self, model: nn.Module, exits: Mapping[str, nn.Module], *, example_input: Tensor | None = None
+        self,
+        model: nn.Module,
+        exits: Mapping[str, nn.Module | None] | Sequence[str],
+        *,
+        example_input: Inputs | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(exits, str):
+            raise ConfigError(f"exits are a dict of heads by name or a list of names; for one: exits=[{exits!r}]")
         if not exits:
             raise ConfigError('give at least one exit, as exits={"submodule name": head}')
+        if len(set(exits)) < len(exits):
+            raise ConfigError(f"each submodule feeds one exit; {', '.join(exits)} names one twice")
         names = [name for name, _ in model.named_modules() if name]
         for name in exits:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:5]
                 raise LayerNameError(f"the model has no submodule {name!r}; did you mean {', '.join(near)}?")
+        heads = dict(exits) if isinstance(exits, Mapping) else dict.fromkeys(exits)
         self.model = model
-        self.heads = nn.ModuleList(exits.values())
-        self.exit_names = tuple(exits)
+        self.exit_names = tuple(heads)
         #: Set by `calibrate`; `export` writes it into the bundle.
         self.calibration: Calibration | None = None
-        self._taps = _Taps()
-        for name in exits:
-            model.get_submodule(name).register_forward_hook(_Tap(name, self._taps))
-        if example_input is not None:
-            self.materialise(example_input)
+        self._taps = Taps()
+        taps = [model.get_submodule(n).register_forward_hook(Tap(n, self._taps)) for n in heads]
+        try:
+            self.heads = nn.ModuleList(self._chosen(heads, example_input))
+            if example_input is not None:
+                self.materialise(example_input)
+        except BaseException:
+            for tap in taps:  # the model is the caller's: it keeps nothing of what failed
+                tap.remove()
+            raise
 
-    def materialise(self, example_input: Tensor) -> None:
+    def materialise(self, example_input: Inputs) -> None:
         """Runs one batch without learning from it, so that every head knows its sizes."""
         with eval_mode(self), torch.no_grad():
-            self(example_input)
+            run(self, example_input)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """The logits of every exit in order, the model's own last; each (N, classes)."""
@@ -93,6 +87,11 @@ class MultiExit(nn.Module):
 
     def forward_features(self, *args: Any, **kwargs: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The features that feed the early exits (the cuts), and the logits of every exit."""
+        features, last = self.backbone(*args, **kwargs)
+        return features, self.classify(features, last)
+
+    def backbone(self, *args: Any, **kwargs: Any) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The features that feed the early exits and the model's own logits; no head runs."""
         self._taps.recording = True
         try:
             last = self.model(*args, **kwargs)
@@ -108,9 +107,30 @@ class MultiExit(nn.Module):
         finally:
             self._taps.recording = False
             self._taps.features.clear()
-        logits = (*(head(f) for head, f in zip(self.heads, features, strict=True)), last)
-        return features, logits
+        return features, logits_of(last)
+
+    def classify(self, features: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+        """The logits of every exit from what `backbone` gives."""
+        return (*(head(f) for head, f in zip(self.heads, features, strict=True)), last)
 
     def exit_parameters(self) -> Iterator[nn.Parameter]:
         """The heads' own parameters."""
         return self.heads.parameters()
+
+    def _chosen(self, heads: Mapping[str, nn.Module | None], example_input: Inputs | None) -> list[nn.Module]:
+        """The heads, with one of `head_for`'s wherever none was given."""
+        given = [head for head in heads.values() if head is not None]
+        if len(given) == len(heads):
+            return given
+        if example_input is None:
+            without = next(name for name, head in heads.items() if head is None)
+            raise ConfigError(f"to choose a head for {without!r}, its feature must be seen: give example_input")
+        with eval_mode(self), torch.no_grad(), layouts_of(self.model, self._taps) as layouts:
+            features, last = run(self.backbone, example_input)
+        if last.dim() != 2:
+            raise ConfigError(f"the model's output must be logits (N, classes), not {tuple(last.shape)}")
+        classes = last.shape[1]
+        return [
+            head_for(feature, classes, layouts.get(name)) if head is None else head
+            for (name, head), feature in zip(heads.items(), features, strict=True)
+        ]

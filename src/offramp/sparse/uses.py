@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from offramp.errors import ConfigError
 from offramp.evalmode import eval_mode
+from offramp.inputs import batch_size, run
 
 __all__ = ["uses_of"]
 
@@ -25,7 +26,9 @@ def uses_of(model: nn.Module, layers: Mapping[str, nn.Module], example_input: An
     Raises:
         ConfigError: A batch without samples.
     """
-    samples = _samples(example_input)
+    samples = batch_size(example_input)  # windows or tokens that a model folds into the batch belong to one sample
+    if samples == 0:
+        raise ConfigError("example_input holds no sample; multiply-accumulates need at least one")
     uses: dict[str, int] = dict.fromkeys(layers, 0)
     hooks = []
     for name, layer in layers.items():
@@ -38,12 +41,7 @@ def uses_of(model: nn.Module, layers: Mapping[str, nn.Module], example_input: An
     torch.backends.mha.set_fastpath_enabled(False)  # it goes past the layers, and leaves padding out
     try:
         with eval_mode(model), torch.no_grad():
-            if isinstance(example_input, Mapping):
-                model(**example_input)
-            elif isinstance(example_input, tuple):
-                model(*example_input)
-            else:
-                model(example_input)
+            run(model, example_input)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for handle in hooks:
@@ -56,14 +54,3 @@ def _places(layer: nn.Module, out: Any) -> int:
         return int(out[0].numel()) // int(layer.embed_dim)
     outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     return int(out.numel()) // int(outputs)  # type: ignore[arg-type]
-
-
-def _samples(example_input: Any) -> int:
-    """The samples in one batch: windows or tokens that a model folds into the batch belong to one of them."""
-    values = example_input.values() if isinstance(example_input, Mapping) else example_input
-    for value in values if not isinstance(values, Tensor) else (values,):
-        if isinstance(value, Tensor) and value.dim() > 0:
-            if len(value) == 0:
-                raise ConfigError("example_input holds no sample; multiply-accumulates need at least one")
-            return len(value)
-    return 1
