@@ -158,7 +158,9 @@ def test_files_stay_small(path):
 EDGE_SIDE = [
     "offramp",
     "offramp.connect",
-    "offramp.exits.calibration",
+    *(f"offramp.exits.{name}" for name in ("calibration", "confidence", "thresholds")),
+    "offramp.cli.tuning",
+    "offramp.report.tuning",
     *(f"offramp.bundle.{name}" for name in ("bundle", "manifest", "preprocessing", "onnxfile")),
     *(
         "offramp." + ".".join(module_of(path))

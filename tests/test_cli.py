@@ -19,7 +19,7 @@ from PIL import Image
 from offramp.cli import main
 from offramp.serving.process import running
 
-COMMANDS = ("demo", "train", "inspect", "profile", "serve", "run", "link", "export")
+COMMANDS = ("demo", "train", "inspect", "profile", "tune", "serve", "run", "link", "export")
 
 
 @dataclass(frozen=True)
@@ -284,9 +284,12 @@ def test_train_on_a_folder_of_images(tmp_path):
             pixels = rng.randint(0, 120, (20, 24, 3)) + 130 * label
             Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
     out = tmp_path / "shades.bundle"
-    done = offramp("train", "--data", tmp_path / "data", "--size", "16", "--epochs", "4", "--out", out)
+    done = offramp(
+        "train", "--data", tmp_path / "data", "--size", "16", "--epochs", "4", "--delta", "none", "--out", out
+    )
     assert done.returncode == 0, done.stderr
     assert "Predefined sparsity" in done.stdout
+    assert "nothing is promised for others" in done.stdout
     run = lines(offramp("run", out, tmp_path / "data" / "light", "--policy", "edge-only"))
     assert np.mean([line["class_name"] == "light" for line in run]) > 0.9
 

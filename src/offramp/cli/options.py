@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["BundleArgument", "JsonOption", "ServerOption", "SlowdownOption"]
+from offramp.errors import ConfigError
+
+__all__ = [
+    "BundleArgument",
+    "DeltaOption",
+    "JsonOption",
+    "MaxDropOption",
+    "ServerOption",
+    "SlowdownOption",
+    "parse_delta",
+]
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's directory.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -17,3 +27,28 @@ ServerOption = Annotated[
 SlowdownOption = Annotated[
     float, typer.Option("--edge-slowdown", help="Emulate an edge this many times slower than this machine.")
 ]
+MaxDropOption = Annotated[
+    float, typer.Option(help="Accuracy that all gates together may cost, as a fraction: 0.005 is half a point.")
+]
+DeltaOption = Annotated[
+    str,
+    typer.Option(
+        metavar="0..1|none",
+        help="The probability that they cost more. With `none`, nothing is promised: the threshold only keeps "
+        "the drop on the held-out samples themselves, for when they are few.",
+    ),
+]
+
+
+def parse_delta(text: str) -> float | None:
+    """The value of `--delta`.
+
+    Raises:
+        ConfigError: Neither a number nor "none".
+    """
+    if text == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(f"--delta is a probability such as 0.1, or `none`, not {text!r}") from error
