@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ __all__ = [
     "MaxDropOption",
     "ServerOption",
     "SlowdownOption",
-    "parse_delta",
+    "checked_delta",
 ]
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's directory.")]
@@ -40,15 +41,20 @@ DeltaOption = Annotated[
 ]
 
 
-def parse_delta(text: str) -> float | None:
-    """The value of `--delta`.
+def checked_delta(max_drop: float, delta: str) -> float | None:
+    """The value of `--delta`, once it and `--max-drop` are what they can be.
 
     Raises:
-        ConfigError: Neither a number nor "none".
+        ConfigError: A drop outside [0, 1], or a delta that is neither "none" nor inside (0, 1).
     """
-    if text == "none":
+    if not 0 <= max_drop <= 1:
+        raise ConfigError(f"--max-drop is a fraction between 0 and 1, not {max_drop}")
+    if delta == "none":
         return None
     try:
-        return float(text)
-    except ValueError as error:
-        raise ConfigError(f"--delta is a probability such as 0.1, or `none`, not {text!r}") from error
+        value = float(delta)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise ConfigError(f"--delta is a probability such as 0.1, above 0 and below 1, or `none`, not {delta!r}")
+    return value

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from offramp.cli.extras import needs_extra
-from offramp.cli.options import DeltaOption, MaxDropOption, parse_delta
+from offramp.cli.options import DeltaOption, MaxDropOption, checked_delta
 from offramp.errors import ConfigError
 
 __all__ = ["demo", "reproduce", "train"]
@@ -76,13 +76,11 @@ def train(
     """Trains the built-in network with two early exits on digits or your own images; writes a bundle."""
     with needs_extra("train", "train"):
         from offramp import recipes
-    from offramp.exits.calibration import check_settings
     from offramp.report.tuning import calibration_text
 
     if kind not in recipes.KINDS:
         raise ConfigError(f"--kind is one of {', '.join(recipes.KINDS)}, not {kind!r}")
-    allowed = parse_delta(delta)
-    check_settings(max_drop, allowed, "max_softmax")
+    allowed = checked_delta(max_drop, delta)
     splits = recipes.load_splits(data, size=size, color=not grey, seed=seed)
     console = Console(stderr=True)
     done = recipes.train(

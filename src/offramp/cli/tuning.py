@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from offramp.cli.options import BundleArgument, DeltaOption, MaxDropOption, parse_delta
+from offramp.cli.options import BundleArgument, DeltaOption, MaxDropOption, checked_delta
 from offramp.errors import BundleError
 
 __all__ = ["tune"]
@@ -40,15 +40,15 @@ def tune(
     as `tuning.json.bak`. An edge copy that lacks the last exit counts every wrong early answer as lost.
     """
     from offramp.bundle.bundle import Bundle
-    from offramp.exits.calibration import check_settings
+    from offramp.exits.confidence import check_confidence
     from offramp.report.live import stage_progress
     from offramp.report.tuning import calibration_text
     from offramp.runtime.labelled import held_out_data
     from offramp.runtime.stages import Stages
     from offramp.runtime.tuning import tune as tuned
 
-    allowed = parse_delta(delta)
-    check_settings(max_drop, allowed, confidence)
+    allowed = checked_delta(max_drop, delta)
+    check_confidence(confidence)
     loaded = Bundle.load(bundle)
     if not dry_run and not os.access(bundle, os.W_OK):
         raise BundleError(f"{bundle} cannot be written; --dry-run shows what would change")
