@@ -84,6 +84,11 @@ def test_of_the_folder_that_was_trained_on_only_the_part_held_out(manifest, fold
         held_out_data("photos", trained_on(manifest, str(folder), sizes=parts.sizes))
 
 
+@pytest.mark.parametrize("data", ["x" * 5000, "a\0b", "some words of its author's"])
+def test_what_a_network_was_trained_on_may_be_told_in_any_words(manifest, folder, data):
+    assert "only you know" in held_out_data(str(folder), trained_on(manifest, data)).doubt
+
+
 def test_images_are_made_what_the_manifest_says(manifest, folder):
     colour = Preprocessing(color="rgb", height=20, width=24)
     assert held_out_data(str(folder), manifest.model_copy(update={"preprocessing": colour})).inputs.shape == (
@@ -138,7 +143,7 @@ def test_one_array_called_npz(manifest, tmp_path):
         held_out_data(str(tmp_path / "x.npz"), manifest)
 
 
-@pytest.mark.parametrize("source", ["mnits", "missing.npz", "missing/"])
+@pytest.mark.parametrize("source", ["mnits", "missing.npz", "missing/", "x" * 5000, "a\0b"])
 def test_what_is_not_there(manifest, source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=f"is no data set, no folder .*{', '.join(DATASETS)}"):

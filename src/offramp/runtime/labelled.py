@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def held_out_data(source: str, manifest: Manifest) -> Labelled:
         doubt = "" if known else f"the bundle does not say that {source}'s held-out part was kept from its network"
         return _labelled(parts.held_out, manifest, f"the held-out part of {source}'s training images", doubt)
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(source):
         images = _images_of(manifest, source)
         size, color = (images.height, images.width), images.color == "rgb"
         if _same_folder(path, manifest.provenance.data) and seed is not None:
@@ -71,7 +72,7 @@ def held_out_data(source: str, manifest: Manifest) -> Labelled:
             _check_sizes(source, parts, record)
             return _labelled(parts.held_out, manifest, f"the images of {source} that training held out")
         return _labelled(image_folder(path, size, color=color), manifest, f"all images in {source}", _OWN)
-    if path.is_file() and path.suffix.lower() == ".npz":
+    if os.path.isfile(source) and path.suffix.lower() == ".npz":
         inputs, labels = _arrays(path)
         return Labelled(inputs, labels, f"all samples in {source} ({len(labels):,})", _OWN)
     raise ConfigError(
@@ -89,7 +90,8 @@ def _images_of(manifest: Manifest, source: str) -> Preprocessing:
 
 
 def _same_folder(path: Path, trained_on: str) -> bool:
-    return bool(trained_on) and Path(trained_on).is_dir() and path.resolve() == Path(trained_on).resolve()
+    # The manifest's words may be anything, which `os.path` takes and `Path` may stumble over.
+    return os.path.isdir(trained_on) and os.path.samefile(path, trained_on)
 
 
 def _check_sizes(source: str, parts: Parts, record: dict[str, Any]) -> None:
