@@ -159,7 +159,9 @@ def test_files_stay_small(path):
 EDGE_SIDE = [
     "offramp",
     "offramp.connect",
-    "offramp.exits.calibration",
+    *(f"offramp.exits.{name}" for name in ("calibration", "confidence", "thresholds")),
+    "offramp.cli.tuning",
+    "offramp.report.tuning",
     *(f"offramp.bundle.{name}" for name in ("bundle", "manifest", "preprocessing", "onnxfile")),
     *(
         "offramp." + ".".join(module_of(path))
@@ -280,6 +282,29 @@ print(json.dumps(results))
         images,
     )
     assert [(r["index"], r["status"], r["where"]) for r in results] == [(i, "ok", "server") for i in range(8)]
+
+
+def test_tuning_needs_neither_torch_nor_onnx(digits_bundle, tmp_path):
+    import shutil
+
+    shutil.copytree(digits_bundle, tmp_path / "copy")
+    code, said = run_bare(
+        """
+import contextlib, io
+from offramp.cli import main
+sys.argv[0] = "offramp"
+said, code = io.StringIO(), 0
+with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    try:
+        main()
+    except SystemExit as left:
+        code = left.code
+print(json.dumps([code or 0, said.getvalue()]))
+""",
+        *("tune", tmp_path / "copy", "--dataset", "mnist-subset", "--max-drop", "0.2"),
+    )
+    assert code == 0, said
+    assert "wrote" in said
 
 
 # --- errors ---------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import contextlib
 import io
 import itertools
 import json
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,9 +20,10 @@ import pytest
 from PIL import Image
 
 from offramp.cli import main
+from offramp.runtime.stages import Stages
 from offramp.serving.process import running
 
-COMMANDS = ("demo", "train", "inspect", "cuts", "profile", "serve", "run", "link", "export", "reproduce")
+COMMANDS = ("demo", "train", "inspect", "cuts", "profile", "tune", "serve", "run", "link", "export", "reproduce")
 
 
 @dataclass(frozen=True)
@@ -285,11 +288,152 @@ def test_train_on_a_folder_of_images(tmp_path):
             pixels = rng.randint(0, 120, (20, 24, 3)) + 130 * label
             Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
     out = tmp_path / "shades.bundle"
-    done = offramp("train", "--data", tmp_path / "data", "--size", "16", "--epochs", "4", "--out", out)
+    done = offramp(
+        "train", "--data", tmp_path / "data", "--size", "16", "--epochs", "4", "--delta", "none", "--out", out
+    )
     assert done.returncode == 0, done.stderr
     assert "Predefined sparsity" in done.stdout
+    assert "nothing is promised for others" in done.stdout
     run = lines(offramp("run", out, tmp_path / "data" / "light", "--policy", "edge-only"))
     assert np.mean([line["class_name"] == "light" for line in run]) > 0.9
+
+
+# --- tune ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tunable(tmp_path, digits_bundle) -> Path:
+    return Path(shutil.copytree(digits_bundle, tmp_path / "tunable.bundle"))
+
+
+@pytest.fixture
+def held_out(tmp_path, digits) -> Path:
+    """3,000 digits that the shared network has not seen."""
+    unseen = digits[0].take(slice(5000, 8000))
+    np.savez(tmp_path / "held-out.npz", x=unseen.images, y=unseen.labels)
+    return tmp_path / "held-out.npz"
+
+
+def files_of(bundle: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(bundle)): p.read_bytes() for p in bundle.rglob("*") if p.is_file()}
+
+
+def test_tune_writes_only_the_tuning_and_says_what_holds(tunable, held_out):
+    before = files_of(tunable)
+    tried = offramp("tune", tunable, "--dataset", held_out, "--max-drop", "0.02", "--dry-run")
+    assert tried.returncode == 0, tried.stderr
+    assert files_of(tunable) == before
+    assert "nothing written (--dry-run)" in tried.stdout
+    done = offramp("tune", tunable, "--dataset", held_out, "--max-drop", "0.02", "--confidence", "entropy")
+    assert done.returncode == 0, done.stderr
+    for word in ("ECE before", "old threshold", "temperature", "answers", "MACs", "2,400 held-out samples"):
+        assert word in tried.stdout
+        assert word in done.stdout
+    assert "With confidence 90 % the cascade costs at most 2 points of accuracy" in done.stdout
+    assert "fewer MACs than the network without exits" in done.stdout
+    assert "all samples in" in done.stderr
+    assert "only you know" in done.stderr
+    after = files_of(tunable)
+    assert after.pop("tuning.json.bak") == before.pop("tuning.json")
+    tuning = json.loads(after.pop("tuning.json"))
+    assert after == before
+    assert tuning["confidence"] == "entropy"
+    assert tuning["mode"] == "uint8"
+    assert 0 < tuning["thresholds"][0] < 1
+    again = json.loads(offramp("inspect", tunable, "--json").stdout)
+    assert again["confidence"] == "entropy"
+    assert [stage["exit"]["threshold"] for stage in again["stages"]] == tuning["thresholds"]
+
+
+def test_tune_an_edge_copy(tmp_path, digits_bundle, held_out):
+    edge = tmp_path / "edge.bundle"
+    offramp("export", digits_bundle, "--edge", edge, "--stages", "0..1")
+    done = offramp("tune", edge, "--dataset", held_out, "--max-drop", "0.05")
+    assert done.returncode == 0, done.stderr
+    assert "the last exit is not held here, so each counts as lost" in done.stdout
+    digests = [json.loads(offramp("inspect", b, "--json").stdout)["digest"] for b in (edge, digits_bundle)]
+    assert digests[0] == digests[1]
+
+
+def test_tune_writes_nothing_that_it_cannot_promise(tunable, held_out):
+    """Pytest makes warnings errors; to a user they are a line like errors."""
+    before = files_of(tunable)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warnings.filters", [("default", None, UserWarning, None, 0)])
+        done = offramp("tune", tunable, "--dataset", held_out, "--max-drop", "0.0005")
+    assert_clear_error(done, 1, "warning: nothing will leave early", "at least 5,756 held-out", "nothing written")
+    assert ".py" not in done.stderr
+    assert "never" in done.stdout
+    assert files_of(tunable) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["--dataset", "mnits"], 2, "known data sets: mnist-subset"),
+        (["--dataset", "{here}/none.npz"], 2, "no .npz file"),
+        (["--dataset", "{here}/broken.npz"], 1, "can be read"),
+        (["--dataset", "{here}/labels.npz"], 1, "whole numbers from 0 to 9"),
+        (["--dataset", "{here}/nan.npz"], 1, "NaN"),
+        (["--dataset", "{here}/few.npz"], 2, "at least 10 held-out samples, not 5"),
+        (["--dataset", "{here}/shape.npz"], 1, "expected float32 of shape"),
+        (["--dataset", "{data}", "--delta", "1"], 2, "--delta is a probability"),
+        (["--dataset", "{data}", "--delta", "0"], 2, "--delta is a probability"),
+        (["--dataset", "{data}", "--delta", "some"], 2, "--delta is a probability"),
+        (["--dataset", "{data}", "--max-drop", "-1"], 2, "--max-drop is a fraction"),
+        (["--dataset", "{data}", "--confidence", "energy"], 2, "max_softmax, entropy, margin"),
+        ([], 2, "--dataset"),
+    ],
+)
+def test_tune_refuses_what_cannot_be(tmp_path, tunable, held_out, arguments, code, word):
+    before = files_of(tunable)
+    x, y = np.zeros((20, 1, 28, 28), np.float32), np.arange(20) % 10
+    np.savez(tmp_path / "labels.npz", x=x, y=y + 1)
+    np.savez(tmp_path / "nan.npz", x=x * np.nan, y=y)
+    np.savez(tmp_path / "few.npz", x=x[:5], y=y[:5])
+    np.savez(tmp_path / "shape.npz", x=x[:, :, :5], y=y)
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04")
+    names = {"here": tmp_path, "data": held_out}
+    done = offramp("tune", tunable, *(a.format(**names) for a in arguments))
+    assert_clear_error(done, code, word)
+    assert files_of(tunable) == before
+
+
+def test_tune_stopped_on_its_way_leaves_the_old_tuning(tunable, held_out, monkeypatch):
+    before, runs = files_of(tunable), []
+    real = Stages.stage
+
+    def stopped(self, index, tensors):
+        runs.append(index)
+        if len(runs) == 8:
+            raise KeyboardInterrupt
+        return real(self, index, tensors)
+
+    monkeypatch.setattr(Stages, "stage", stopped)
+    done = offramp("tune", tunable, "--dataset", held_out)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert files_of(tunable) == before
+
+
+def test_tune_of_a_bundle_that_cannot_be_written_loses_nothing(tunable, held_out, monkeypatch):
+    before = files_of(tunable)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("offramp.bundle.bundle.os.replace", full)
+        done = offramp("tune", tunable, "--dataset", held_out, "--max-drop", "0.02")
+    assert_clear_error(done, 1, "No space left", "the old tuning is still there")
+    assert "ECE before" in done.stdout  # what was found is not lost either
+    assert files_of(tunable) == before
+    monkeypatch.setattr("offramp.cli.tuning.os.access", lambda path, mode: mode != os.W_OK)
+    done = offramp("tune", tunable, "--dataset", held_out)
+    assert_clear_error(done, 1, "cannot be written; --dry-run")
+    assert done.stdout == ""
+    assert offramp("tune", tunable, "--dataset", held_out, "--max-drop", "0.02", "--dry-run").returncode == 0
+    assert files_of(tunable) == before
 
 
 @pytest.mark.slow

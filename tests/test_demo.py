@@ -86,7 +86,7 @@ def test_a_short_demo_writes_everything(tmp_path, monkeypatch):
     from offramp.recipes import load_splits
 
     splits = load_splits(seed=3)
-    few = replace(splits, train=splits.train.take(slice(0, 1500)), held_out=splits.held_out.take(slice(0, 200)))
+    few = replace(splits, train=splits.train.take(slice(0, 1500)), held_out=splits.held_out.take(slice(0, 600)))
     monkeypatch.setattr(demo, "load_splits", lambda seed: few)
     out = tmp_path / "demo"
     settings = demo.DemoSettings(out=out, seed=3, epochs=1, images=12, edge_slowdown=2.0)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
@@ -21,8 +20,9 @@ from offramp.bundle.bundle import Bundle
 from offramp.bundle.export import export
 from offramp.bundle.manifest import Preprocessing
 from offramp.bundle.preprocessing import preprocess
-from offramp.datasets import IDX_SETS, ImageData, cifar10, idx_set, image_folder, mnist_subset
+from offramp.datasets import DATASETS, ImageData, Parts, folder_parts, named_parts
 from offramp.errors import ConfigError, DatasetError
+from offramp.exits.calibration import Calibration
 from offramp.exits.evaluation import calibrate, evaluate
 from offramp.exits.heads import PooledHead
 from offramp.exits.network import MultiExit
@@ -41,18 +41,14 @@ WIDTHS = (64, 128, 128, 256)
 #: Convolutions at 1/4, the wide late layers at 1/8; first convolution, classifier and exits stay dense.
 SPARSITY = SparsityConfig(density=1 / 4, overrides={"1.2": 1 / 8, "2.2": 1 / 8})
 EPOCHS, BATCH, LEARNING_RATE = 5, 100, 8e-3
-#: Training images that are kept for calibration.
-HELD_OUT = 1000
 
 
 @dataclass(frozen=True)
-class Splits:
+class Splits(Parts):
     """A data set as training, held-out and test images, and how an image becomes an input."""
 
     name: str
-    train: ImageData
-    held_out: ImageData
-    test: ImageData
+    seed: int
     preprocessing: Preprocessing
 
     @property
@@ -81,13 +77,14 @@ class Trained:
     bundle: Bundle
     fit: FitResult
     sparsity: SparsityReport | None
+    calibration: Calibration
     accuracy: tuple[float, ...]
 
 
 def load_splits(data: str = "mnist-subset", *, size: int = 28, color: bool = True, seed: int = 0) -> Splits:
     """A data set by name, or a folder with one folder of images per class.
 
-    A data set's test images stay whole: the images held out are training images.
+    A data set's test images stay whole: the images held out are a tenth of the training images.
 
     Args:
         data: "mnist-subset" (inside the package), "mnist", "fashion-mnist", "kmnist", "cifar10", or a path; a
@@ -100,29 +97,19 @@ def load_splits(data: str = "mnist-subset", *, size: int = 28, color: bool = Tru
         DatasetError: No such data, or too few images.
         ConfigError: An image size below 16.
     """
-    rng = np.random.RandomState(seed % 2**32)
-    if data in ("mnist-subset", *IDX_SETS):
-        whole, test = mnist_subset() if data == "mnist-subset" else idx_set(data)
-        order, held = rng.permutation(len(whole)), HELD_OUT
-        preprocessing = Preprocessing(color="grey", height=28, width=28)
-    elif data == "cifar10":
-        whole, test = cifar10()
-        order, held = rng.permutation(len(whole)), HELD_OUT
-        preprocessing = Preprocessing(color="rgb", height=32, width=32)
+    if data in DATASETS:
+        parts = named_parts(data, seed=seed)
+        grey = data != "cifar10"
+        side = 28 if grey else 32
+        preprocessing = Preprocessing(color="grey" if grey else "rgb", height=side, width=side)
     else:
         if size < 16:
             raise ConfigError(f"the network needs images of at least 16 pixels a side, not {size}")
         if not Path(data).exists():
-            known = ", ".join(("mnist-subset", *IDX_SETS, "cifar10"))
-            raise DatasetError(f"there is no data set and no folder {data!r}; known: {known}")
-        every = image_folder(data, (size, size), color=color)
-        if len(every) < 100:
-            raise DatasetError(f"{data} holds {len(every)} images; training needs at least 100")
-        order = rng.permutation(len(every))
-        tenth = len(every) // 10
-        whole, test, order, held = every, every.take(order[:tenth]), order[tenth:], max(10, tenth)
+            raise DatasetError(f"there is no data set and no folder {data!r}; known: {', '.join(DATASETS)}")
+        parts = folder_parts(data, (size, size), color=color, seed=seed)
         preprocessing = Preprocessing(color="rgb" if color else "grey", height=size, width=size)
-    return Splits(data, whole.take(order[held:]), whole.take(order[:held]), test, preprocessing)
+    return Splits(parts.train, parts.held_out, parts.test, data, seed, preprocessing)
 
 
 def build(kind: Kind, example: Tensor, classes: int, *, seed: int = 0) -> tuple[MultiExit, SparsityReport | None]:
@@ -153,6 +140,7 @@ def train(
     epochs: int = EPOCHS,
     seed: int = 0,
     max_drop: float = 0.005,
+    delta: float | None = 0.1,
     progress: bool = True,
 ) -> Trained:
     """Builds, trains, calibrates and exports one network.
@@ -164,7 +152,8 @@ def train(
         name: The bundle's name on the wire; made from the directory's name if left out.
         epochs: Passes over the training images.
         seed: For weights, patterns and the order of the images.
-        max_drop: Accuracy that each gate may cost on the held-out images, as a fraction.
+        max_drop: Accuracy that the gates together may cost, as a fraction.
+        delta: The probability that they cost more; None promises nothing: see `calibrate`.
         progress: Whether to draw a progress bar.
     """
     net, report = build(kind, splits.example, len(splits.train.classes), seed=seed)
@@ -177,7 +166,7 @@ def train(
         progress=progress,
         accelerator="cpu",
     )
-    found = calibrate(net, splits.batches(splits.held_out), max_drop=max_drop)
+    found = calibrate(net, splits.batches(splits.held_out), max_drop=max_drop, delta=delta)
     accuracy = evaluate(net, splits.batches(splits.test)).accuracy
     bundle = export(
         net,
@@ -188,9 +177,15 @@ def train(
         preprocessing=splits.preprocessing,
         seed=seed,
         data=splits.name,
-        metrics={"held_out_accuracy": found.accuracy, "test_accuracy": accuracy, "max_drop": max_drop},
+        metrics={
+            "held_out": {"seed": splits.seed, "sizes": splits.sizes},
+            "held_out_accuracy": found.accuracy,
+            "test_accuracy": accuracy,
+            "max_drop": max_drop,
+            "delta": delta,
+        },
     )
-    return Trained(kind, net, bundle, done, report, accuracy)
+    return Trained(kind, net, bundle, done, report, found, accuracy)
 
 
 def _network(widths: tuple[int, int, int, int], example: Tensor, classes: int) -> nn.Sequential:

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from offramp.bundle.bundle import Bundle, write_bundle
-from offramp.bundle.manifest import Manifest
+from offramp.bundle.manifest import Manifest, Tuning
 from offramp.errors import (
     BundleAlteredError,
     BundleError,
@@ -475,3 +475,65 @@ def test_a_bundle_behind_a_link_is_replaced_or_refused(digits_bundle: Path, bund
     else:
         assert Bundle.load(link).manifest.name == "other"
     assert set(os.listdir(bundle_copy.parent)) == {bundle_copy.name, "current"}
+
+
+# --- a new tuning ----------------------------------------------------------------------------------------
+
+
+def other_tuning(bundle: Bundle) -> Tuning:
+    return bundle.tuning.model_copy(update={"thresholds": (0.25, 0.5, None), "confidence": "entropy"})
+
+
+def test_a_new_tuning_changes_nothing_else(bundle_copy: Path) -> None:
+    (bundle_copy / "tuning.json").chmod(0o640)
+    before, old = listing(bundle_copy), Bundle.load(bundle_copy)
+    new = old.retuned(other_tuning(old))
+    assert Bundle.load(bundle_copy).tuning == new.tuning == other_tuning(old)
+    assert (new.digest, new.held, new.path) == (old.digest, old.held, old.path)
+    after = listing(bundle_copy)
+    assert after.pop("tuning.json.bak") == before.pop("tuning.json")
+    after.pop("tuning.json")
+    assert after == before
+    assert (bundle_copy / "tuning.json").stat().st_mode & 0o777 == 0o640  # who may read it stays as it was
+
+
+def test_an_edge_copy_is_retuned_alone(digits_bundle: Path, tmp_path: Path) -> None:
+    whole = Bundle.load(digits_bundle)
+    copied = whole.edge_copy(tmp_path / "edge", 1)
+    copied.retuned(other_tuning(copied))
+    again = Bundle.load(tmp_path / "edge")
+    assert (again.held, again.digest, again.tuning) == (1, whole.digest, other_tuning(whole))
+    assert Bundle.load(digits_bundle).tuning == whole.tuning
+
+
+def test_a_tuning_of_another_length_is_not_written(bundle_copy: Path) -> None:
+    before, bundle = listing(bundle_copy), Bundle.load(bundle_copy)
+    with pytest.raises(BundleManifestError, match="one temperature and threshold per exit, 3"):
+        bundle.retuned(Tuning(temperatures=(1.0,), thresholds=(None,)))
+    assert listing(bundle_copy) == before
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()], ids=["disk", "Ctrl-C"])
+@pytest.mark.parametrize("call", ["os.fsync", "os.replace", "shutil.copymode"])
+@pytest.mark.parametrize("when", [1, 2])
+def test_a_tuning_that_cannot_be_written_leaves_the_old_one(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, call: str, when: int
+) -> None:
+    """Whichever step fails, while the backup (1) or the new file (2) is written."""
+    before, bundle = listing(bundle_copy), Bundle.load(bundle_copy)
+    module, name = call.split(".")
+    real, calls = getattr({"os": os, "shutil": shutil}[module], name), []
+
+    def fails(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == when:
+            raise error
+        return real(*arguments)
+
+    monkeypatch.setattr(f"offramp.bundle.bundle.{call}", fails)
+    expected = BundleError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected):
+        bundle.retuned(other_tuning(bundle))
+    after = listing(bundle_copy)
+    after.pop("tuning.json.bak", None)
+    assert after == before  # and nothing half-written lies about

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +143,18 @@ def test_calibration_becomes_tuning_and_codecs(digits_net: off.MultiExit, bundle
     assert bundle.tuning.temperatures == found.temperatures
     assert bundle.tuning.thresholds == (*found.thresholds, None)
     assert bundle.tuning.mode == "uint8"
+    assert bundle.tuning.confidence == found.confidence == "max_softmax"
     assert [(c.cut, c.mode) for c in bundle.manifest.codecs] == [(-1, "uint8"), (0, "uint8"), (1, "uint8")]
     assert [bundle.manifest.codec(i, "uint8").encoder.outputs[0].bytes for i in (-1, 0, 1)] == [784, 1568, 1024]
+
+
+def test_the_confidence_of_calibration_becomes_the_tuning_s(
+    digits_net: off.MultiExit, quick_export: None, tmp_path: Path
+) -> None:
+    net = copy.copy(digits_net)
+    assert net.calibration is not None
+    net.calibration = dataclasses.replace(net.calibration, confidence="margin")
+    assert off.export(net, torch.zeros(1, 1, 28, 28), tmp_path / "margin").tuning.confidence == "margin"
 
 
 def test_cuts_survive_the_uint8_codec(digits_net: off.MultiExit, bundle: Bundle, digit_inputs: Tensor) -> None:

@@ -79,6 +79,7 @@ def test_a_real_bundles_manifest_goes_round(digits_bundle: Path) -> None:
 def test_tuning_and_held_go_round_as_json() -> None:
     tuning = Tuning(temperatures=(0.5, None, 1.0), thresholds=(0.9, None, None), mode="uint8")
     assert Tuning.model_validate_json(tuning.model_dump_json()) == tuning
+    assert tuning.confidence == "max_softmax"  # as in files from before there was a choice
     assert Held.model_validate_json(Held(stages=2).model_dump_json()) == Held(stages=2)
 
 
@@ -168,6 +169,7 @@ def test_manifests_that_cannot_be(wrong: dict[str, Any]) -> None:
         (Tuning, {"temperatures": (float("nan"),), "thresholds": (None,)}),
         (Tuning, {"temperatures": (1.0,), "thresholds": (-0.1,)}),
         (Tuning, {"temperatures": (1.0,), "thresholds": (float("inf"),)}),
+        (Tuning, {"temperatures": (1.0,), "thresholds": (0.5,), "confidence": "energy"}),
         (Held, {"stages": 0}),
         (Preprocessing, {"color": "cmyk", "height": 1, "width": 1}),
         (Preprocessing, {"color": "grey", "height": 0, "width": 1}),

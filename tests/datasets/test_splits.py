@@ -11,11 +11,12 @@ from PIL import Image
 
 pytest.importorskip("torch")
 
-from offramp import recipes
 from offramp.datasets import ImageData
 from offramp.errors import DatasetError
-from offramp.recipes import HELD_OUT, build, load_splits
+from offramp.recipes import build, load_splits
 
+#: Training images of the made-up sets, and how many of them are held out.
+WHOLE, HELD_OUT = 1050, 105
 NAMES = ("mnist", "fashion-mnist", "kmnist", "cifar10")
 
 
@@ -39,10 +40,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def made(name: str, shape: tuple[int, ...]) -> tuple[ImageData, ImageData]:
         noted.append(name)
-        return numbered(HELD_OUT + 50, 0, shape), numbered(30, 5000, shape)
+        return numbered(WHOLE, 0, shape), numbered(30, 5000, shape)
 
-    monkeypatch.setattr(recipes, "idx_set", lambda name: made(name, (28, 28)))
-    monkeypatch.setattr(recipes, "cifar10", lambda: made("cifar10", (32, 32, 3)))
+    monkeypatch.setattr("offramp.datasets.parts.idx_set", lambda name: made(name, (28, 28)))
+    monkeypatch.setattr("offramp.datasets.parts.cifar10", lambda: made("cifar10", (32, 32, 3)))
     return noted
 
 
@@ -52,7 +53,8 @@ def test_held_out_images_are_training_images(asked: list[str], name: str) -> Non
     assert asked == [splits.name] == [name]
     held_out, train = numbers(splits.held_out), numbers(splits.train)
     assert len(held_out) == HELD_OUT
-    assert sorted(held_out + train) == list(range(HELD_OUT + 50))
+    assert splits.sizes == [WHOLE - HELD_OUT, HELD_OUT, 30]
+    assert sorted(held_out + train) == list(range(WHOLE))
     assert numbers(splits.test) == list(range(5000, 5030))
     assert numbers(load_splits(name, seed=4).held_out) == held_out
     assert numbers(load_splits(name, seed=5).held_out) != held_out

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.errors import ConfigError
-from offramp.exits.calibration import calibrate_logits, fit_temperature, fit_threshold, softmax
+from offramp.errors import ConfigError, InputError
+from offramp.exits.calibration import Calibration, calibrate_logits, fit_temperature
+from offramp.exits.confidence import CONFIDENCES, calibration_error, confidence_of, softmax
+from offramp.exits.thresholds import answering
 
 many = settings(max_examples=150, derandomize=True, deadline=None)
 
@@ -16,18 +18,12 @@ def made_up(n: int, scale: float, seed: int, signal: float = 1.5) -> tuple[np.nd
     rng = np.random.default_rng(seed)
     true = rng.normal(size=(n, 5)) * signal
     p = softmax(true)
-    labels = np.array([rng.choice(5, p=row) for row in p])
+    labels = (p.cumsum(axis=1) < rng.random((n, 1))).sum(axis=1).clip(max=4)
     return true * scale, labels
 
 
 def likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
     return float(-np.log(softmax(logits, temperature)[np.arange(len(labels)), labels]).mean())
-
-
-def test_softmax() -> None:
-    assert softmax(np.array([[0.0, np.log(3)]]))[0] == pytest.approx([0.25, 0.75])
-    assert softmax(np.array([[0.0, 2 * np.log(3)]]), 2)[0] == pytest.approx([0.25, 0.75])
-    assert softmax(np.array([1000.0, 1000.0])) == pytest.approx([0.5, 0.5])  # does not overflow
 
 
 @pytest.mark.parametrize("scale", [0.2, 1.0, 4.0])
@@ -47,76 +43,154 @@ def test_a_temperature_stays_in_its_range() -> None:
     assert fit_temperature(eye, (labels + 1) % 3) == pytest.approx(20)  # always wrong: as unsure as can be
 
 
-def drop(confidence: np.ndarray, correct: np.ndarray, final: np.ndarray, threshold: float) -> float:
-    leaves = confidence >= threshold
-    return float(final.mean() - np.where(leaves, correct, final).mean())
-
-
-def brute_force_threshold(
-    confidence: np.ndarray, correct: np.ndarray, final: np.ndarray, max_drop: float
-) -> float:
-    """The lowest confidence at which, and above which, no threshold costs too much."""
-    lowest = np.nextafter(1.0, 2.0)
-    for threshold in sorted(set(confidence.tolist()), reverse=True):
-        if drop(confidence, correct, final, threshold) > max_drop + 1e-9:
-            break
-        lowest = threshold
-    return float(lowest)
-
-
-@many
-@given(
-    st.lists(st.tuples(st.integers(1, 12), st.booleans(), st.booleans()), min_size=1, max_size=40),
-    st.sampled_from([0.0, 0.01, 0.05, 0.1, 0.5, 1.0]),
-)
-def test_a_threshold_is_that_of_brute_force(rows: list[tuple[int, bool, bool]], max_drop: float) -> None:
-    confidence = np.array([r[0] / 12 for r in rows])
-    correct, final = (np.array([r[i] for r in rows]) for i in (1, 2))
-    found = fit_threshold(confidence, correct, final, max_drop)
-    assert found == brute_force_threshold(confidence, correct, final, max_drop)
-    assert drop(confidence, correct, final, found) <= max_drop + 1e-9
-
-
-def test_thresholds_by_hand() -> None:
-    confidence = np.array([0.9, 0.8, 0.7, 0.6])
-    final = np.array([True, True, True, True])
-    correct = np.array([True, True, False, True])
-    assert fit_threshold(confidence, correct, final, 0.0) == 0.8
-    assert fit_threshold(confidence, correct, final, 0.25) == 0.6
-    assert fit_threshold(confidence, ~final, final, 0.1) > 1  # nothing may leave
-    assert fit_threshold(confidence, correct, ~final, 0.0) == 0.6  # the exit is the better one
-
-
-@settings(max_examples=25, derandomize=True, deadline=None)
-@given(st.integers(0, 1000), st.sampled_from([0.0, 0.005, 0.02, 0.1]), st.floats(0.1, 3))
-def test_each_gate_keeps_its_drop_on_its_own_data(seed: int, max_drop: float, noise: float) -> None:
-    final, labels = made_up(300, 1.0, seed, signal=3)
+def cascade(n: int, seed: int, noise: float = 1.0) -> tuple[list[np.ndarray], np.ndarray]:
+    """Two early exits and the last, each less noisy than the one before."""
+    last, labels = made_up(n, 1.0, seed, signal=4)
     rng = np.random.default_rng(seed + 1)
-    early = [final + noise * k * rng.normal(size=final.shape) for k in (2, 1)]
-    found = calibrate_logits([*early, final], labels, max_drop=max_drop)
-    right = [z.argmax(axis=1) == labels for z in (*early, final)]
-    assert found.accuracy == pytest.approx([r.mean() for r in right])
-    for i, logits in enumerate(early):
-        confidence = softmax(logits, found.temperatures[i]).max(axis=1)
-        assert drop(confidence, right[i], right[-1], found.thresholds[i]) <= max_drop + 1e-9
-        assert found.exit_share[i] == pytest.approx((confidence >= found.thresholds[i]).mean())
+    return [*(last + noise * k * rng.normal(size=last.shape) for k in (2, 1)), last], labels
+
+
+def answers(found: Calibration, logits: list[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which exit answers each sample under a calibration, and whether the answer is right."""
+    gates = len(found.thresholds)
+    pairs = zip(logits[:gates], found.temperatures[:gates], strict=True)
+    sure = np.stack([confidence_of(softmax(z, t), found.confidence) for z, t in pairs])
+    exits = answering(sure, found.thresholds[0])
+    right = np.stack([z.argmax(axis=1) == labels for z in logits])
+    return exits, right[exits, np.arange(len(labels))]
+
+
+@settings(max_examples=20, derandomize=True, deadline=None)
+@given(
+    st.integers(0, 1000), st.sampled_from([0.0, 0.005, 0.02, 0.1]), st.floats(0.1, 3), st.sampled_from(CONFIDENCES)
+)
+def test_without_delta_the_cascade_keeps_its_drop_on_its_own_data(
+    seed: int, max_drop: float, noise: float, confidence: str
+) -> None:
+    logits, labels = cascade(300, seed, noise)
+    found = calibrate_logits(logits, labels, max_drop=max_drop, delta=None, confidence=confidence)
+    exits, right = answers(found, logits, labels)
+    last = logits[-1].argmax(axis=1) == labels
+    assert last.mean() - right.mean() <= max_drop + 1e-9
+    assert found.drop == pytest.approx(last.mean() - right.mean())
+    assert found.cascade_accuracy == pytest.approx(right.mean())
+    assert found.lost == pytest.approx((last & ~right).mean())
+    assert found.exit_share == pytest.approx([(exits == e).mean() for e in range(3)])
+    assert found.accuracy == pytest.approx([(z.argmax(axis=1) == labels).mean() for z in logits])
+    assert (found.samples, found.tested) == (300, 300)
+
+
+@pytest.mark.parametrize("confidence", CONFIDENCES)
+def test_with_delta_a_good_exit_answers_much_and_new_samples_keep_the_drop(confidence: str) -> None:
+    logits, labels = cascade(5000, 3, noise=0.7)
+    found = calibrate_logits(logits, labels, max_drop=0.01, delta=0.05, confidence=confidence)
+    assert (found.samples, found.tested) == (5000, 4000)
+    assert found.thresholds[0] == found.thresholds[1] < 1
+    assert found.exit_share[-1] < 0.8
+    assert found.lost < 0.01  # the limit that is certified is above what was seen
+    fresh, their_labels = cascade(20_000, 99, noise=0.7)
+    _, right = answers(found, fresh, their_labels)
+    last = fresh[-1].argmax(axis=1) == their_labels
+    assert last.mean() - right.mean() <= 0.01
+
+
+def test_the_figures_are_of_samples_that_did_not_fit() -> None:
+    """Whoever fits is drawn by the seed, whatever the order of the samples."""
+    logits, labels = cascade(1000, 5)
+    found = calibrate_logits(logits, labels, max_drop=0.05)
+    shuffled = np.random.default_rng(0).permutation(1000)
+    fitting, testing = shuffled[:200], shuffled[200:]
+    assert found.temperatures == tuple(fit_temperature(z[fitting], labels[fitting]) for z in logits)
+    expected = [calibration_error(softmax(z[testing]), labels[testing]) for z in logits]
+    assert found.ece_before == pytest.approx(expected)
+    pairs = zip(logits, found.temperatures, strict=True)
+    expected = [calibration_error(softmax(z, t)[testing], labels[testing]) for z, t in pairs]
+    assert found.ece_after == pytest.approx(expected)
+    assert calibrate_logits(logits, labels, max_drop=0.05) == found
+    assert calibrate_logits(logits, labels, max_drop=0.05, seed=1) != found
+
+
+def test_a_temperature_mends_the_calibration_error() -> None:
+    logits, labels = made_up(4000, 4.0, 0)
+    found = calibrate_logits([logits, logits], labels)
+    assert min(found.ece_before) > 0.1
+    assert max(found.ece_after) < 0.03
+
+
+def test_too_few_samples_let_nothing_leave_and_say_how_many_are_needed() -> None:
+    logits, labels = cascade(100, 0)
+    with pytest.warns(UserWarning, match=r"takes at least 574 held-out samples, not 100.*delta=None"):
+        found = calibrate_logits(logits, labels)
+    assert all(t > 1 for t in found.thresholds)
+    assert not found.leaves
+    assert found.exit_share == (0, 0, 1)
+    assert found.promise == "Nothing leaves early, so nothing is lost."
+    with pytest.warns(UserWarning, match="no number of held-out samples"):
+        calibrate_logits(logits, labels, max_drop=0.0)
+
+
+def test_one_sample_fewer_than_needed_is_too_few() -> None:
+    logits, labels = made_up(574, 1.0, 0)
+    assert calibrate_logits([logits, logits], labels).exit_share == (1, 0)  # the same logits lose nothing
+    with pytest.warns(UserWarning, match="not 573"):
+        calibrate_logits([logits[:573]] * 2, labels[:573])
+
+
+def test_without_the_last_exit_every_wrong_early_answer_is_lost() -> None:
+    logits, labels = cascade(3000, 1, noise=0.7)
+    known = calibrate_logits(logits, labels, max_drop=0.02)
+    found = calibrate_logits(logits[:-1], labels, max_drop=0.02, with_last=False)
+    assert len(found.temperatures) == len(found.thresholds) == len(found.accuracy) == 2
+    assert len(found.exit_share) == 3
+    assert known.thresholds[0] < found.thresholds[0] < 1
+    assert (found.cascade_accuracy, found.drop) == (None, None)
+    shuffled = np.random.default_rng(0).permutation(3000)[600:]
+    exits, right = answers(found, [z[shuffled] for z in logits], labels[shuffled])
+    assert found.lost == pytest.approx(((exits < 2) & ~right).mean())
 
 
 def test_what_calibration_keeps() -> None:
     logits, labels = made_up(50, 1.0, 0)
-    found = calibrate_logits([logits, logits], labels, max_drop=0.1, ranges=[(0, 1), (-2, 3)])
+    found = calibrate_logits([logits, logits], labels, max_drop=0.1, delta=0.3, ranges=[(0, 1), (-2, 3)])
     assert len(found.temperatures) == 2
-    assert len(found.thresholds) == len(found.exit_share) == 1
-    assert (found.max_drop, found.samples, found.ranges) == (0.1, 50, ((0, 1), (-2, 3)))
-    assert found.exit_share == (1.0,)  # the same logits cost nothing
+    assert len(found.thresholds) == 1
+    assert (found.max_drop, found.delta, found.confidence) == (0.1, 0.3, "max_softmax")
+    assert (found.samples, found.tested, found.ranges) == (50, 40, ((0, 1), (-2, 3)))
+    assert "With confidence 70 % the cascade costs at most 10 points" in found.promise
+    alone = calibrate_logits([logits], labels)  # a network without early exits: a temperature, no gates
+    assert (alone.thresholds, alone.exit_share, alone.lost) == ((), (1.0,), 0.0)
 
 
 def test_what_calibration_refuses() -> None:
     logits, labels = made_up(20, 1.0, 0)
+    two = [logits, logits]
     with pytest.raises(ConfigError, match="at least 10 held-out samples, not 9"):
         calibrate_logits([logits[:9]] * 2, labels[:9])
+    with pytest.raises(ConfigError, match="at least 10 held-out samples, not 0"):
+        calibrate_logits(two, np.array(3))
+    with pytest.raises(ConfigError, match="at least one exit"):
+        calibrate_logits([], labels)
     with pytest.raises(ConfigError, match=r"logits of \[20, 19\] samples do not go with 20 labels"):
         calibrate_logits([logits, logits[:19]], labels)
+    for wrong in ([logits, logits[:, :4]], [logits[:, :, None]] * 2, [logits[:, 0]] * 2):
+        with pytest.raises(ConfigError, match=r"logits \(N, classes\), the same for every exit"):
+            calibrate_logits(wrong, labels)
+    with pytest.raises(ConfigError, match=r"expected labels \(N,\)"):
+        calibrate_logits(two, labels[:, None])
     for max_drop in (-0.01, 1.01, float("nan")):
         with pytest.raises(ConfigError, match="max_drop is a fraction"):
-            calibrate_logits([logits] * 2, labels, max_drop=max_drop)
+            calibrate_logits(two, labels, max_drop=max_drop)
+    for delta in (0.0, 1.0, -0.1, float("nan")):
+        with pytest.raises(ConfigError, match="delta is a probability"):
+            calibrate_logits(two, labels, delta=delta)
+    with pytest.raises(ConfigError, match="no confidence 'energy'"):
+        calibrate_logits(two, labels, confidence="energy")
+    for value in (-1, 5):
+        with pytest.raises(InputError, match="whole numbers from 0 to 4 here, not values from"):
+            calibrate_logits(two, np.where(np.arange(20) == 7, value, labels))
+    with pytest.raises(InputError, match="not values of type float64"):
+        calibrate_logits(two, labels.astype(float))
+    for value in (np.nan, np.inf):
+        broken = np.where(np.arange(20)[:, None] == 7, value, logits)
+        with pytest.raises(InputError, match="exit 1 gives logits that are not finite for 1 of 20 samples"):
+            calibrate_logits([logits, broken], labels)

@@ -65,10 +65,11 @@ def test_an_empty_loader_is_refused(net: MultiExit) -> None:
 def test_calibrate_is_kept_with_the_network(net: MultiExit) -> None:
     twin = copy.deepcopy(net).eval()
     assert twin.calibration is None
-    found = calibrate(twin, batches(20), max_drop=0.1)
+    found = calibrate(twin, batches(20), max_drop=0.5, delta=0.3, confidence="entropy", seed=4)
     assert twin.calibration is found
     seen = evaluate(twin, batches(20))
-    assert found == calibrate_logits(seen.logits, seen.labels, max_drop=0.1, ranges=seen.ranges)
+    asked = {"max_drop": 0.5, "delta": 0.3, "confidence": "entropy", "seed": 4}
+    assert found == calibrate_logits(seen.logits, seen.labels, ranges=seen.ranges, **asked)
     assert len(found.ranges) == 2  # the input and one cut
 
 

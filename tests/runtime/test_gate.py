@@ -19,6 +19,18 @@ def test_belief_is_the_softmax_at_the_exits_temperature(exit_index, temperature)
     assert belief.confidence == belief.probabilities[1]
 
 
+@pytest.mark.parametrize(
+    ("measure", "confidence"),
+    [("max_softmax", 0.75), ("margin", 0.5), ("entropy", 1 - 2 + 0.75 * math.log2(3))],
+)
+def test_the_confidence_is_the_tuning_s(measure, confidence):
+    gate = Gate(Tuning(temperatures=(2.0,), thresholds=(0.6,), confidence=measure))
+    belief = gate.belief(0, np.array([2 * math.log(3), 0.0], np.float32))
+    assert belief.confidence == pytest.approx(confidence)
+    assert (belief.label, belief.probabilities[0]) == (0, pytest.approx(0.75))
+    assert gate.passes(0, belief.confidence) is (measure == "max_softmax")
+
+
 def test_huge_logits_do_not_overflow():
     belief = GATE.belief(0, np.array([3e38, -3e38], np.float32))
     assert belief.probabilities.tolist() == [1.0, 0.0]

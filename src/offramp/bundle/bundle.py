@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -68,8 +69,7 @@ class Bundle:
         _check_chain(manifest)
         tuning = _read_json(root, TUNING, Tuning)
         n = len(manifest.stages)
-        if len(tuning.temperatures) != n or len(tuning.thresholds) != n:
-            raise BundleManifestError(f"{root / TUNING}: expected one temperature and threshold per exit, {n}")
+        _check_tuning(root, tuning, n)
         held = _read_json(root, HELD, Held).stages if (root / HELD).exists() else n
         if held > n:
             raise BundleManifestError(f"{root / HELD} says {held} stages, the manifest has {n}")
@@ -141,6 +141,25 @@ class Bundle:
         write_bundle(target, self.manifest, self.tuning, files, held=Held(stages=stages))
         return Bundle.load(target)
 
+    def retuned(self, tuning: Tuning) -> Bundle:
+        """Replaces the tuning of this copy, and nothing else: graphs, manifest and digest stay.
+
+        The file that was there is kept as `tuning.json.bak`, in place of an earlier one. At every moment, and
+        whatever stops it, `tuning.json` is either the old file or the new one.
+
+        Raises:
+            BundleManifestError: Not one temperature and threshold per exit.
+            BundleError: The directory cannot be written; the old tuning stays.
+        """
+        _check_tuning(self.path, tuning, len(self.manifest.stages))
+        file = self.path / TUNING
+        try:
+            _put(file.read_bytes(), self.path / f"{TUNING}.bak", file)
+            _put((tuning.model_dump_json(indent=1) + "\n").encode(), file, file)
+        except OSError as error:
+            raise BundleError(f"cannot write {file}: {error}; the old tuning is still there") from error
+        return Bundle(self.path, self.manifest, tuning, self.held)
+
 
 def write_bundle(
     path: str | Path,
@@ -180,6 +199,25 @@ def write_bundle(
             _swap(fresh, root, old)
     except OSError as error:
         raise BundleError(f"cannot write a bundle to {root}: {error}") from error
+
+
+def _put(content: bytes, target: Path, like: Path) -> None:
+    """Writes a file whole or not at all, with the permissions of another."""
+    fresh = target.with_name(f".{target.name}-{os.getpid()}")
+    try:
+        with fresh.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.copymode(like, fresh)
+        os.replace(fresh, target)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _check_tuning(root: Path, tuning: Tuning, n: int) -> None:
+    if len(tuning.temperatures) != n or len(tuning.thresholds) != n:
+        raise BundleManifestError(f"{root / TUNING}: expected one temperature and threshold per exit, {n}")
 
 
 def _swap(fresh: Path, root: Path, old: Path) -> None:

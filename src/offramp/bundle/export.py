@@ -240,6 +240,7 @@ def _tuning(net: MultiExit) -> Tuning:
         temperatures=found.temperatures,
         thresholds=(*found.thresholds, None),
         mode="uint8" if found.ranges else "float",
+        confidence=found.confidence,
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from offramp.config import Config
 from offramp.errors import ConfigError
+from offramp.exits.confidence import Confidence
 
 __all__ = [
     "FORMAT",
@@ -176,16 +177,17 @@ class Manifest(_Part):
 
 
 class Tuning(_Part):
-    """What may change without a new model: temperatures and thresholds by exit, and the usual mode.
+    """What may change without a new model: temperatures and thresholds by exit, their measure, the usual mode.
 
     A threshold above 1 keeps everything from leaving there; the last exit has none. None stands where a cut
-    has no exit.
+    has no exit. The confidence says what is compared with the thresholds.
     """
 
     format: Literal[1] = FORMAT
     temperatures: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, ...]
     thresholds: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, ...]
     mode: str = "float"
+    confidence: Confidence = "max_softmax"
 
 
 class Held(_Part):

@@ -1,11 +1,13 @@
-"""The command line, `offramp`: demo, train, inspect, cuts, profile, serve, run, link, export, reproduce."""
+"""The command line: `offramp demo | train | inspect | cuts | profile | tune | serve | run | link | export | …`."""
 
 from __future__ import annotations
 
 import signal
 import sys
+import warnings
+from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -16,6 +18,7 @@ from offramp.cli.bundles import export, inspect, profile
 from offramp.cli.cuts import cuts
 from offramp.cli.running import link, run, serve
 from offramp.cli.training import demo, reproduce, train
+from offramp.cli.tuning import tune
 from offramp.errors import ConfigError, OfframpError
 
 __all__ = ["app", "main"]
@@ -29,7 +32,7 @@ app = typer.Typer(
     "and a server. Start with `offramp demo`.",
 )
 # In the order in which `offramp --help` lists them.
-for _command in (demo, train, inspect, cuts, profile, serve, run, link, export, reproduce):
+for _command in (demo, train, inspect, cuts, profile, tune, serve, run, link, export, reproduce):
     app.command()(_command)
 
 
@@ -37,7 +40,9 @@ def main() -> None:
     """Runs the command line; our errors become one line and exit code 2 (misuse) or 1 (failure)."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _warned
+            app()
     except OfframpError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
@@ -50,6 +55,22 @@ def _root(
     if version:
         typer.echo(f"offramp {__version__}")
         raise typer.Exit
+
+
+def _warned(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings as one line, like errors; those of libraries as Python writes them."""
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
+        text = f"[bold yellow]warning:[/] {escape(str(message))}"
+        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

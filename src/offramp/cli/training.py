@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from offramp.cli.extras import needs_extra
+from offramp.cli.options import DeltaOption, MaxDropOption, checked_delta
 from offramp.errors import ConfigError
 
 __all__ = ["demo", "reproduce", "train"]
@@ -68,16 +69,18 @@ def train(
     grey: Annotated[
         bool, typer.Option("--grey", help="For a folder: one grey channel instead of colour.")
     ] = False,
-    max_drop: Annotated[float, typer.Option(help="Accuracy that each gate may cost, as a fraction.")] = 0.005,
+    max_drop: MaxDropOption = 0.005,
+    delta: DeltaOption = "0.1",
     seed: Annotated[int, typer.Option(min=0, help="For everything random.")] = 0,
 ) -> None:
     """Trains the built-in network with two early exits on digits or your own images; writes a bundle."""
     with needs_extra("train", "train"):
         from offramp import recipes
+    from offramp.report.tuning import calibration_text
+
     if kind not in recipes.KINDS:
         raise ConfigError(f"--kind is one of {', '.join(recipes.KINDS)}, not {kind!r}")
-    if not 0 <= max_drop <= 1:
-        raise ConfigError(f"--max-drop is a fraction between 0 and 1, not {max_drop}")
+    allowed = checked_delta(max_drop, delta)
     splits = recipes.load_splits(data, size=size, color=not grey, seed=seed)
     console = Console(stderr=True)
     done = recipes.train(
@@ -87,10 +90,13 @@ def train(
         epochs=recipes.EPOCHS if epochs is None else epochs,
         seed=seed,
         max_drop=max_drop,
+        delta=allowed,
         progress=console.is_terminal,
     )
     if done.sparsity is not None:
         typer.echo(str(done.sparsity))
+    manifest = done.bundle.manifest
+    typer.echo(calibration_text(done.calibration, manifest, range(manifest.last + 1)))
     exits = ", ".join(f"exit {i} {a:.1%}" for i, a in enumerate(done.accuracy))
     typer.echo(f"{out}: {exits} on {len(splits.test):,} test images, trained in {done.fit.train_s:.1f} s")
 

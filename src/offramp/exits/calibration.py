@@ -1,48 +1,94 @@
-"""Calibration of exits on held-out data: a temperature and a threshold each. NumPy only."""
+"""Calibration of exits on held-out data: a temperature each, and a threshold that holds. NumPy only."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.errors import ConfigError
+from offramp.errors import ConfigError, InputError
+from offramp.exits.confidence import Confidence, calibration_error, check_confidence, confidence_of, softmax
+from offramp.exits.thresholds import (
+    FITTING_SHARE,
+    NEVER,
+    answering,
+    certified_threshold,
+    empirical_threshold,
+    samples_needed,
+)
 
-__all__ = ["Calibration", "calibrate_logits", "fit_temperature", "fit_threshold", "softmax"]
+__all__ = ["Calibration", "calibrate_logits", "check_settings", "fit_temperature"]
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What calibration found.
+    """What calibration found. Shares, accuracies and errors are fractions, measured on the tested samples.
 
     Attributes:
-        temperatures: One per exit, the last exit's last; confidence is max softmax(logits / temperature).
-        thresholds: One per early exit; at or above it the exit may answer. Above 1 means never.
-        accuracy: Per exit, on the held-out data.
-        exit_share: Per early exit, the share of held-out samples at or above its threshold.
-        max_drop: The accuracy that each gate may cost, as a fraction.
+        temperatures: One per exit; they go before the softmax.
+        thresholds: One per early exit; at or above it the exit answers. Above 1 means never.
+        confidence: The measure that thresholds are compared with.
+        accuracy: Per exit.
+        ece_before: Per exit, the expected calibration error without temperature.
+        ece_after: Per exit, the same with it.
+        exit_share: Per early exit, the share that it answers as a gate of the cascade, and last the share that
+            goes on to the last exit.
+        lost: Share that an early exit answers wrongly and the last exit rightly. Where the last exit was not
+            given, every wrong early answer.
+        cascade_accuracy: Of the whole cascade; None where the last exit was not given.
+        max_drop: What the cascade may lose against the last exit.
+        delta: The probability that more is lost all the same; None if thresholds were chosen on the samples
+            that they are measured on, so that nothing is promised.
         ranges: Per cut the smallest and largest value seen, the input (cut −1) first; for the uint8 mode.
         samples: Size of the held-out data.
+        tested: How many of them the figures above are of.
     """
 
     temperatures: tuple[float, ...]
     thresholds: tuple[float, ...]
+    confidence: Confidence
     accuracy: tuple[float, ...]
+    ece_before: tuple[float, ...]
+    ece_after: tuple[float, ...]
     exit_share: tuple[float, ...]
+    lost: float
+    cascade_accuracy: float | None
     max_drop: float
+    delta: float | None
     ranges: tuple[tuple[float, float], ...]
     samples: int
+    tested: int
 
+    @property
+    def drop(self) -> float | None:
+        """The accuracy that the cascade loses against the last exit on the tested samples; below 0 is a gain."""
+        return None if self.cascade_accuracy is None else self.accuracy[-1] - self.cascade_accuracy
 
-def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> Array:
-    """Softmax over the last axis."""
-    z = np.asarray(logits, dtype=np.float64) / temperature
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return np.asarray(e / e.sum(axis=-1, keepdims=True))
+    @property
+    def leaves(self) -> bool:
+        """Whether anything may leave early at all."""
+        return any(t <= 1 for t in self.thresholds)
+
+    @property
+    def promise(self) -> str:
+        """What holds for inputs to come, in words."""
+        if not self.leaves:
+            return "Nothing leaves early, so nothing is lost."
+        points = f"{100 * self.max_drop:g} points of accuracy"
+        if self.delta is None:
+            return (
+                f"The cascade costs at most {points} on these {self.tested:,} held-out samples, by which the "
+                "threshold was chosen; nothing is promised for others."
+            )
+        return (
+            f"With confidence {100 * (1 - self.delta):g} % the cascade costs at most {points} on inputs drawn "
+            f"like the held-out samples ({self.tested:,} of {self.samples:,} tested it, the others fitted)."
+        )
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
@@ -71,70 +117,146 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
     return 2 / (low + high)
 
 
-def fit_threshold(
-    confidence: Array, correct: NDArray[np.bool_], final_correct: NDArray[np.bool_], max_drop: float
-) -> float:
-    """The lowest threshold at which answering early costs at most `max_drop` accuracy, here and above.
-
-    Args:
-        confidence: (N,) the exit's confidence.
-        correct: (N,) whether the exit is right.
-        final_correct: (N,) whether the last exit is right.
-        max_drop: Accuracy that may be lost against sending everything on, as a fraction.
-
-    Returns:
-        A threshold in (0, 1], or above 1 if no sample may leave here.
-    """
-    order = np.argsort(-confidence, kind="stable")
-    sorted_confidence = confidence[order]
-    lost = np.cumsum(final_correct[order].astype(np.float64) - correct[order]) / len(confidence)
-    # Samples of equal confidence pass together: only the last of each run is a possible threshold.
-    ends = np.append(np.diff(sorted_confidence) != 0, True)
-    candidates, drops = sorted_confidence[ends], lost[ends]
-    too_much = np.flatnonzero(drops > max_drop + 1e-12)
-    allowed = len(drops) if len(too_much) == 0 else int(too_much[0])
-    return float(candidates[allowed - 1]) if allowed else float(np.nextafter(1.0, 2.0))
-
-
 def calibrate_logits(
     logits: Sequence[NDArray[np.floating]],
     labels: NDArray[np.integer],
     *,
     max_drop: float = 0.005,
+    delta: float | None = 0.1,
+    confidence: str = "max_softmax",
+    with_last: bool = True,
     ranges: Sequence[tuple[float, float]] = (),
+    seed: int = 0,
 ) -> Calibration:
-    """Temperatures and thresholds from held-out logits.
+    """Temperatures and one threshold for all gates from held-out logits.
 
-    Each gate is tuned on its own against the last exit; in a cascade their drops may add up.
+    With a `delta`, a fifth of the samples fits the temperatures and proposes thresholds, the others test them:
+    with probability at least 1 − `delta` the whole cascade costs at most `max_drop` of accuracy on inputs drawn
+    like the held-out samples, which neither training nor anything else may have seen. The proof's source and
+    its assumptions: `certified_threshold`. Too few samples for that let nothing leave, with a warning that
+    says how many are needed. Without a `delta`, every sample both fits and measures: nothing is promised, and
+    few samples are enough.
 
     Args:
-        logits: Per exit (N, classes), the last exit's last.
+        logits: Per exit (N, classes), in order.
         labels: (N,) class indices.
-        max_drop: Accuracy that each gate may cost against the last exit, as a fraction.
+        max_drop: Accuracy that the cascade may lose against the last exit, as a fraction.
+        delta: The probability that it may lose more.
+        confidence: "max_softmax", "entropy" or "margin".
+        with_last: Whether the last of `logits` are the network's last exit's. If not, every wrong early answer
+            counts as lost, which is stricter.
         ranges: Kept in the result.
+        seed: Chooses which samples fit.
 
     Raises:
-        ConfigError: Fewer than 10 samples, shapes that do not agree, or `max_drop` outside [0, 1].
+        ConfigError: Fewer than 10 samples, shapes that do not agree, an unknown confidence, `max_drop` outside
+            [0, 1] or `delta` outside (0, 1).
+        InputError: Logits that are not finite, labels that are no class indices.
     """
-    n = len(labels)
-    if n < 10:
-        raise ConfigError(f"calibration needs at least 10 held-out samples, not {n}")
-    if any(len(z) != n for z in logits):
-        raise ConfigError(f"logits of {[len(z) for z in logits]} samples do not go with {n} labels")
-    if not 0 <= max_drop <= 1:
-        raise ConfigError(f"max_drop is a fraction between 0 and 1, not {max_drop!r}")
-    temperatures = tuple(fit_temperature(z, labels) for z in logits)
-    correct = [z.argmax(axis=1) == labels for z in logits]
-    confidence = [softmax(z, t).max(axis=1) for z, t in zip(logits[:-1], temperatures[:-1], strict=True)]
-    thresholds = tuple(
-        fit_threshold(c, right, correct[-1], max_drop) for c, right in zip(confidence, correct[:-1], strict=True)
-    )
+    arrays, labels = _checked(logits, labels)
+    measure = check_settings(max_drop, delta, confidence)
+    n, gates = len(labels), len(arrays) - with_last
+    everything = np.arange(n)
+    fitting: NDArray[np.int64] = everything
+    testing: NDArray[np.int64] = everything
+    needed = None if delta is None else samples_needed(max_drop, delta)
+    enough = needed is not None and n >= needed
+    if delta is not None and enough:
+        shuffled = np.random.default_rng(seed).permutation(n)
+        few = max(1, n // FITTING_SHARE)
+        fitting, testing = shuffled[:few], shuffled[few:]
+    temperatures = tuple(fit_temperature(z[fitting], labels[fitting]) for z in arrays)
+    probabilities = [softmax(z, t) for z, t in zip(arrays, temperatures, strict=True)]
+    right = np.stack([z.argmax(axis=1) == labels for z in arrays])
+    if not with_last:
+        right = np.vstack([right, np.ones((1, n), bool)])
+    sure = np.stack([confidence_of(p, measure) for p in probabilities[:gates]]) if gates else np.empty((0, n))
+    threshold = NEVER
+    if gates and delta is None:
+        threshold = empirical_threshold(sure, right, max_drop)
+    elif gates and delta is not None and enough:
+        threshold = certified_threshold(sure[:, testing], right[:, testing], sure[:, fitting], max_drop, delta)
+    elif gates:
+        _warn_too_few(n, needed, max_drop, delta)
+    exits = answering(sure[:, testing], threshold)
+    answers = right[:, testing][exits, np.arange(len(testing))]
     return Calibration(
         temperatures=temperatures,
-        thresholds=thresholds,
-        accuracy=tuple(float(right.mean()) for right in correct),
-        exit_share=tuple(float((c >= t).mean()) for c, t in zip(confidence, thresholds, strict=True)),
+        thresholds=(threshold,) * gates,
+        confidence=measure,
+        accuracy=tuple(float(row[testing].mean()) for row in right[: len(arrays)]),
+        ece_before=tuple(calibration_error(softmax(z[testing]), labels[testing]) for z in arrays),
+        ece_after=tuple(calibration_error(p[testing], labels[testing]) for p in probabilities),
+        exit_share=tuple((np.bincount(exits, minlength=gates + 1) / len(testing)).tolist()),
+        lost=float((right[-1, testing] & ~answers).mean()),
+        cascade_accuracy=float(answers.mean()) if with_last else None,
         max_drop=max_drop,
+        delta=delta,
         ranges=tuple(ranges),
         samples=n,
+        tested=len(testing),
+    )
+
+
+def check_settings(max_drop: float, delta: float | None, confidence: str) -> Confidence:
+    """Checks what `calibrate_logits` takes, before the long work that gives it logits.
+
+    Raises:
+        ConfigError: An unknown confidence, `max_drop` outside [0, 1] or `delta` outside (0, 1).
+    """
+    if not 0 <= max_drop <= 1:
+        raise ConfigError(f"max_drop is a fraction between 0 and 1, not {max_drop!r}")
+    if delta is not None and not 0 < delta < 1:
+        raise ConfigError(f"delta is a probability between 0 and 1, both excluded, or None, not {delta!r}")
+    return check_confidence(confidence)
+
+
+def _checked(
+    logits: Sequence[NDArray[np.floating]], labels: NDArray[np.integer]
+) -> tuple[list[NDArray[np.floating]], NDArray[np.int64]]:
+    arrays, labels = [np.asarray(z) for z in logits], np.asarray(labels)
+    n = len(labels) if labels.ndim else 0
+    if n < 10:
+        raise ConfigError(f"calibration needs at least 10 held-out samples, not {n}")
+    if not arrays:
+        raise ConfigError("calibration needs the logits of at least one exit")
+    if any(len(z) != n for z in arrays):
+        raise ConfigError(f"logits of {[len(z) for z in arrays]} samples do not go with {n} labels")
+    shapes = {z.shape[1:] for z in arrays}
+    if labels.ndim != 1 or len(shapes) > 1 or any(z.ndim != 2 for z in arrays):
+        raise ConfigError(
+            f"expected labels (N,) and logits (N, classes), the same for every exit; got labels {labels.shape} "
+            f"and logits {[z.shape for z in arrays]}"
+        )
+    classes = arrays[0].shape[1]
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
+        raise InputError(f"labels are whole numbers from 0 to {classes - 1} here, not {_some(labels)}")
+    for i, z in enumerate(arrays):
+        if not (finite := np.isfinite(z).all(axis=1)).all():
+            raise InputError(
+                f"exit {i} gives logits that are not finite for {n - finite.sum()} of {n} samples; look for "
+                "inputs or weights that are NaN or far too large"
+            )
+    return arrays, labels.astype(np.int64)
+
+
+def _some(labels: NDArray[np.generic]) -> str:
+    if labels.dtype.kind not in "iu":
+        return f"values of type {labels.dtype}"
+    return f"values from {labels.min()} to {labels.max()}"
+
+
+def _warn_too_few(n: int, needed: int | None, max_drop: float, delta: float | None) -> None:
+    if needed is None:
+        reason = f"no number of held-out samples can promise a drop of at most {max_drop:g}; allow more than 0"
+    else:
+        reason = (
+            f"a drop of at most {max_drop:g} with delta {delta:g} takes at least {needed:,} held-out samples, "
+            f"not {n:,}; give more, or allow a larger drop or delta"
+        )
+    warnings.warn(
+        f"nothing will leave early: {reason}. delta=None (on the command line `--delta none`) chooses thresholds "
+        "by these samples alone, and promises nothing",
+        UserWarning,
+        stacklevel=3,
     )

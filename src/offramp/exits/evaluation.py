@@ -80,17 +80,42 @@ def _range(cut: Sequence[Tensor]) -> tuple[float, float]:
     return min(float(t.min()) for t in cut), max(float(t.max()) for t in cut)
 
 
-def calibrate(net: MultiExit, loader: Iterable[Sequence[Any]], *, max_drop: float = 0.005) -> Calibration:
-    """Fits a temperature per exit and a threshold per gate on held-out data; `export` writes them.
+def calibrate(
+    net: MultiExit,
+    loader: Iterable[Sequence[Any]],
+    *,
+    max_drop: float = 0.005,
+    delta: float | None = 0.1,
+    confidence: str = "max_softmax",
+    seed: int = 0,
+) -> Calibration:
+    """Fits a temperature per exit and the gates' threshold on held-out data; `export` writes them.
+
+    With probability at least 1 − `delta`, all gates together cost at most `max_drop` of accuracy on inputs
+    drawn like the held-out ones: see `calibrate_logits` for how, and what must hold.
 
     Args:
         net: A trained network; the result is also kept as `net.calibration`.
         loader: Held-out batches, not those the network was trained on.
-        max_drop: Accuracy that each gate may cost against the last exit, as a fraction.
+        max_drop: Accuracy that the gates together may cost against the last exit, as a fraction.
+        delta: The probability that they cost more. None promises nothing and takes the threshold that keeps
+            `max_drop` on these very samples: for when they are too few to promise anything by.
+        confidence: What is compared with the threshold: "max_softmax", "entropy" or "margin".
+        seed: Chooses which samples fit and which test.
 
     Raises:
-        ConfigError: Fewer than 10 samples, or `max_drop` outside [0, 1].
+        ConfigError: Fewer than 10 samples, an unknown confidence, `max_drop` outside [0, 1], or `delta`
+            outside (0, 1).
+        InputError: Logits that are not finite, labels that are no class indices.
     """
     seen = evaluate(net, loader)
-    net.calibration = calibrate_logits(seen.logits, seen.labels, max_drop=max_drop, ranges=seen.ranges)
+    net.calibration = calibrate_logits(
+        seen.logits,
+        seen.labels,
+        max_drop=max_drop,
+        delta=delta,
+        confidence=confidence,
+        ranges=seen.ranges,
+        seed=seed,
+    )
     return net.calibration

@@ -41,6 +41,7 @@ def inspection(bundle: Bundle) -> dict[str, Any]:
         "input": _tensor(manifest.input),
         "input_modes": {mode: _sent(bundle, -1, mode) for mode in manifest.modes(-1)},
         "mode": tuning.mode,
+        "confidence": tuning.confidence,
         "held": bundle.held,
         "bytes": bundle.stored_bytes(),
         "stages": stages,
@@ -75,7 +76,7 @@ def inspection_text(facts: dict[str, Any]) -> str:
     shape = "x".join(map(str, facts["input"]["shape"]))
     caption = (
         f"input {facts['input']['dtype']} {shape}, sent as {sizes}; "
-        f"{bytes_text(facts['bytes'])} of graphs; digest {facts['digest'][:16]}…"
+        f"{bytes_text(facts['bytes'])} of graphs; confidence {facts['confidence']}; digest {facts['digest'][:16]}…"
     )
     return table_text(f"{facts['name']}: {facts['path']}", heads, rows, caption=caption)
 

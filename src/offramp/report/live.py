@@ -1,21 +1,22 @@
-"""Inputs through an edge with a line of progress and a summary: what `offramp run` shows."""
+"""Inputs on their way, with a line of progress: what `offramp run` and `offramp tune` show."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from offramp.report.rows import rows_table, summarise
 from offramp.runtime.edge import Edge
 from offramp.runtime.result import Result
 from offramp.runtime.sources import read_inputs
 
-__all__ = ["run_files"]
+__all__ = ["run_files", "stage_progress"]
 
 
 def run_files(edge: Edge, files: Sequence[Path], sink: TextIO, console: Console) -> list[Result]:
@@ -51,6 +52,21 @@ def run_files(edge: Edge, files: Sequence[Path], sink: TextIO, console: Console)
             if results:
                 _summary(name, results, console)
     return results
+
+
+@contextmanager
+def stage_progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar for `total` inputs; gives what is to be told how many more have been run.
+
+    Args:
+        console: Where the bar is drawn, if it is a terminal.
+        what: Stands before the bar.
+        total: How many inputs there are.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda n: progress.advance(task, n)
 
 
 def _summary(name: str, results: Sequence[Result], console: Console) -> None:

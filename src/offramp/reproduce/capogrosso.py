@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from offramp.exits.calibration import calibrate_logits, softmax
+from offramp.exits.calibration import calibrate_logits
+from offramp.exits.confidence import softmax
 from offramp.exits.heads import PooledHead
 from offramp.exits.network import MultiExit
 from offramp.exits.objective import JointLoss
@@ -181,11 +182,11 @@ def _gates(
     held: Sequence[NDArray[np.float32]], rest: Samples, logits: Sequence[NDArray[np.float32]], test: Samples
 ) -> list[dict[str, float]]:
     """Per early exit, alone with the server behind it: the share that leaves, and the accuracy of all."""
-    found = calibrate_logits(held, rest.y.numpy(), max_drop=MAX_DROP)
     labels, last = test.y.numpy(), logits[-1].argmax(axis=1)
     gates = []
-    for z, temperature, threshold in zip(logits[:-1], found.temperatures[:-1], found.thresholds, strict=True):
-        leaves = softmax(z, temperature).max(axis=1) >= threshold
+    for known, z in zip(held[:-1], logits[:-1], strict=True):
+        found = calibrate_logits([known, held[-1]], rest.y.numpy(), max_drop=MAX_DROP, delta=None)
+        leaves = softmax(z, found.temperatures[0]).max(axis=1) >= found.thresholds[0]
         answer = np.where(leaves, z.argmax(axis=1), last)
         gates.append({"share": float(leaves.mean()), "accuracy": float((answer == labels).mean())})
     return gates

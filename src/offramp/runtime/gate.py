@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.bundle.manifest import Tuning
-from offramp.exits.calibration import softmax
+from offramp.exits.confidence import confidence_of, softmax
 
 __all__ = ["Belief", "Gate"]
 
 
 @dataclass(frozen=True)
 class Belief:
-    """What an exit says about one input: probabilities (classes,), the label, and its probability."""
+    """What an exit says about one input: probabilities (classes,), the label, and how sure it is of it."""
 
     probabilities: NDArray[np.float64]
     label: int
@@ -23,7 +23,7 @@ class Belief:
 
 
 class Gate:
-    """The bundle's temperatures and thresholds at work.
+    """The bundle's temperatures, thresholds and measure of confidence at work.
 
     Args:
         tuning: The bundle's tuning.
@@ -32,12 +32,14 @@ class Gate:
     def __init__(self, tuning: Tuning) -> None:
         self._temperatures = tuple(t or 1.0 for t in tuning.temperatures)
         self._thresholds = tuning.thresholds
+        self._measure = tuning.confidence
 
     def belief(self, exit_index: int, logits: NDArray[np.floating]) -> Belief:
         """What logits (classes,) mean, after the exit's temperature."""
         probabilities = softmax(logits, self._temperatures[exit_index])
-        label = int(probabilities.argmax())
-        return Belief(probabilities, label, float(probabilities[label]))
+        return Belief(
+            probabilities, int(probabilities.argmax()), float(confidence_of(probabilities, self._measure))
+        )
 
     def passes(self, exit_index: int, confidence: float, alpha: float | None = None) -> bool:
         """Whether a confidence reaches alpha, or the exit's own threshold without one."""

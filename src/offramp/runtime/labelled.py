@@ -1,0 +1,134 @@
+"""Held-out inputs with their labels, for tuning: from a data set's name, a folder of images, or an .npz file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.bundle.manifest import Manifest, Preprocessing
+from offramp.datasets import DATASETS, ImageData, Parts, folder_parts, image_folder, named_parts
+from offramp.errors import ConfigError, DatasetError
+
+__all__ = ["Labelled", "held_out_data"]
+
+#: The doubt about data that the user brings.
+_OWN = "only you know whether the network has learnt from these"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Inputs with their labels.
+
+    Attributes:
+        inputs: Pixels as uint8 where the manifest has preprocessing, or the network's own inputs; (N, …).
+        labels: int64 (N,), in the order of the manifest's classes.
+        what: Which data these are, in words.
+        doubt: Why the network may have learnt from them; empty where the bundle says that it has not.
+    """
+
+    inputs: NDArray[np.generic]
+    labels: NDArray[np.int64]
+    what: str
+    doubt: str = ""
+
+
+def held_out_data(source: str, manifest: Manifest) -> Labelled:
+    """Labelled data that the bundle's network was not trained on, as far as the bundle tells.
+
+    Of a data set by name, and of the folder that the network was trained on, these are the training images
+    that training held out. Test images are never taken. Any other folder and a file are taken whole.
+
+    Args:
+        source: One of `DATASETS`, a folder with one folder of images per class, or an .npz file with the
+            arrays `x` and `y`. A name goes before a folder that is called alike.
+        manifest: The bundle's.
+
+    Raises:
+        ConfigError: No such data set, folder or file; or images for a bundle without preprocessing.
+        DatasetError: Data that cannot be read, or whose classes or parts are not those of the bundle.
+    """
+    recorded = manifest.provenance.metrics.get("held_out")
+    record: dict[str, Any] = recorded if isinstance(recorded, dict) else {}
+    seed = record["seed"] if isinstance(record.get("seed"), int) else None
+    if source in DATASETS:
+        _images_of(manifest, source)
+        known = manifest.provenance.data == source and seed is not None
+        parts = named_parts(source, seed=seed or 0)
+        if known:
+            _check_sizes(source, parts, record)
+        doubt = "" if known else f"the bundle does not say that {source}'s held-out part was kept from its network"
+        return _labelled(parts.held_out, manifest, f"the held-out part of {source}'s training images", doubt)
+    path = Path(source)
+    if os.path.isdir(source):
+        images = _images_of(manifest, source)
+        size, color = (images.height, images.width), images.color == "rgb"
+        if _same_folder(path, manifest.provenance.data) and seed is not None:
+            parts = folder_parts(path, size, color=color, seed=seed)
+            _check_sizes(source, parts, record)
+            return _labelled(parts.held_out, manifest, f"the images of {source} that training held out")
+        return _labelled(image_folder(path, size, color=color), manifest, f"all images in {source}", _OWN)
+    if os.path.isfile(source) and path.suffix.lower() == ".npz":
+        inputs, labels = _arrays(path)
+        return Labelled(inputs, labels, f"all samples in {source} ({len(labels):,})", _OWN)
+    raise ConfigError(
+        f"{source!r} is no data set, no folder and no .npz file; known data sets: {', '.join(DATASETS)}"
+    )
+
+
+def _images_of(manifest: Manifest, source: str) -> Preprocessing:
+    if manifest.preprocessing is None:
+        raise ConfigError(
+            f"the bundle has no preprocessing, so it cannot take the images of {source}; give an .npz file with "
+            f"inputs `x` of shape (N, {', '.join(map(str, manifest.input.shape))}) and labels `y`"
+        )
+    return manifest.preprocessing
+
+
+def _same_folder(path: Path, trained_on: str) -> bool:
+    # The manifest's words may be anything, which `os.path` takes and `Path` may stumble over.
+    return os.path.isdir(trained_on) and os.path.samefile(path, trained_on)
+
+
+def _check_sizes(source: str, parts: Parts, record: dict[str, Any]) -> None:
+    if record.get("sizes") != parts.sizes:
+        # Of other sizes, other images are drawn: some that would be held out now were trained on then.
+        raise DatasetError(
+            f"{source} now gives {parts.sizes} images to train on, to hold out and to test on, and gave "
+            f"{record.get('sizes')} when the bundle was trained, so it is not known which images its network has "
+            "not seen. Give held-out images as a folder of their own or an .npz file"
+        )
+
+
+def _labelled(data: ImageData, manifest: Manifest, what: str, doubt: str = "") -> Labelled:
+    labels = data.labels
+    if manifest.classes:
+        places = {name: i for i, name in enumerate(manifest.classes)}
+        if unknown := [name for name in data.classes if name not in places]:
+            raise DatasetError(
+                f"{what} have classes that the bundle does not know: {', '.join(unknown[:5])}; it knows "
+                f"{', '.join(manifest.classes[:20])}"
+            )
+        labels = np.array([places[name] for name in data.classes], np.int64)[labels]
+    return Labelled(data.images, labels, f"{what} ({len(data):,})", doubt)
+
+
+def _arrays(path: Path) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
+    try:
+        # Opened here, since NumPy leaves the file of a torn archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            inputs, labels = np.asarray(arrays["x"]), np.asarray(arrays["y"])
+    except Exception as error:  # NumPy reads an array's header as Python text, and fails in as many ways
+        raise DatasetError(
+            f"{path} is no .npz file with inputs `x` and labels `y` that can be read: {error}"
+        ) from error
+    if labels.dtype.kind not in "iu" or labels.ndim != 1 or inputs.shape[:1] != labels.shape:
+        raise DatasetError(
+            f"{path}: expected `x` of shape (N, …) and whole numbers `y` of shape (N,), got {inputs.dtype} "
+            f"{inputs.shape} and {labels.dtype} {labels.shape}"
+        )
+    return inputs, labels.astype(np.int64)
