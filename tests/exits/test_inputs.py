@@ -81,7 +81,7 @@ def test_training_evaluation_and_calibration(form: str, frozen: bool) -> None:
     with torch.no_grad():
         for got, expected in zip(seen.logits, net(IDS, MASK), strict=True):
             np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
-    found = off.calibrate(net, loader)
+    found = off.calibrate(net, loader, delta=None)
     assert found.ranges[0] == (0.0, 7.0)  # both inputs together
     assert len(found.ranges) == 3
 

@@ -165,14 +165,14 @@ def test_every_rate_is_tried_for_every_kind_on_held_out_images() -> None:
 @pytest.mark.parametrize(
     ("body", "kinds", "count"),
     [
-        ("mlp", {"dense", "sparse", "narrow"}, 1 + 5 * 2),
-        ("conv", {"dense", "sparse", "narrow", "narrow-macs"}, 1 + 5 * 3),
-        ("cifar", {"dense", "sparse", "narrow", "narrow-macs"}, 1 + 2 * 3 + 4 * 2),
+        ("mlp", {"dense", "sparse", "narrow"}, 3 * (1 + 5 * 2)),
+        ("conv", {"dense", "sparse", "narrow", "narrow-macs"}, 3 * (1 + 5 * 3)),
+        ("cifar", {"dense", "sparse", "narrow", "narrow-macs"}, 3 * (1 + 2 * 3 + 2 * 2) + 2 * 2),
     ],
 )
 def test_every_kind_factor_and_seed_is_trained_at_its_own_rate(body: str, kinds: set[str], count: int) -> None:
     jobs = final(body, tuned(**RIGHT), DATA, epochs=3, seeds=range(3), limit=None)
-    assert len(jobs) == 3 * count
+    assert len(jobs) == count
     assert len({json.dumps(job, sort_keys=True) for job in jobs}) == len(jobs)
     assert json.loads(json.dumps(jobs)) == jobs
     for seed in range(3):
@@ -180,6 +180,13 @@ def test_every_kind_factor_and_seed_is_trained_at_its_own_rate(body: str, kinds:
         assert found == {("dense", 1)} | {(kind, f) for kind in kinds - {"dense"} for f in BODIES[body].factors}
     assert all(job["lr"] == RIGHT[job["kind"].partition("-")[0]] for job in jobs)
     assert {(job["judged"], job["epochs"], job["data"], job["body"]) for job in jobs} == {("test", 3, DATA, body)}
+
+
+def test_dear_variants_run_at_the_first_seed_alone() -> None:
+    jobs = final("cifar", tuned(**RIGHT), "cifar10", epochs=3, seeds=range(2), limit=None)
+    seeds = {variant: {j["seed"] for j in jobs if j.get("variant") == variant} for variant in VARIANTS}
+    assert seeds == {"even": {0, 1}, "joined": {0, 1}, "late": {0}, "longer": {0}, "taught": set()}
+    assert [job["seed"] for job in jobs if "students" in job] == [0]
 
 
 def test_variants_compare_sparse_with_the_narrow_one_of_as_many_macs() -> None:

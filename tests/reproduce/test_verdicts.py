@@ -132,7 +132,7 @@ def test_the_table_has_a_row_for_every_kind_factor_and_variant() -> None:
         ["dense", "-", "1,000", "2.00M", "50.00 ± 0.00", "95.00 ± 0.00", "10", "1.0x", "0.008"],
         ["sparse", "4x", "250", "500,000", "50.00 ± 0.00", "91.00 ± 12.71", "2", "4.0x", "0.008"],
         ["narrow", "4x", "250", "500,000", "50.00 ± 0.00", "91.00 ± 0.00", "20", "0.5x", "0.016"],
-        ["sparse, late", "4x", "250", "500,000", "50.00 ± 0.00", "93.00 ± 0.00", "10", "1.0x", "0.008"],
+        ["sparse, late", "4x", "250", "500,000", "50.00, one seed", "93.00, one seed", "10", "1.0x", "0.008"],
     ]
     assert table.startswith("A title")
     assert "3 epochs, 2 seeds: mean ± half of its 95 % interval" in table

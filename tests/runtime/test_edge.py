@@ -243,7 +243,7 @@ def test_digits_are_recognised_from_pixels_and_from_inputs(digits_bundle, digit_
     images, labels = digit_images
     edge = Edge(digits_bundle)
     results = list(edge.run(images[:200]))
-    assert sum(r.label == y for r, y in zip(results, labels, strict=False)) > 150
+    assert sum(r.label == y for r, y in zip(results, labels, strict=False)) > 130  # after one epoch
     as_input = (images[0] / np.float32(255)).astype(np.float32)[None]
     assert edge.infer(as_input).label == edge.infer(as_input[None]).label == results[0].label
 

@@ -38,3 +38,15 @@ def test_a_broken_array_does_not_stop_the_others(tmp_path: Path, content: bytes)
     assert f"{broken} is not an array that can be read" in first.reason
     assert [name for name, _ in others] == [f"{whole}[0]", f"{whole}[1]"]
     assert [x.tolist() for _, x in others] == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_torn_archive_does_not_stop_the_others(tmp_path: Path) -> None:
+    np.savez(tmp_path / "b.npz", x=np.ones((2, 3), np.float32))
+    (tmp_path / "a.npz").write_bytes((tmp_path / "b.npz").read_bytes()[:-30])
+    np.savez(tmp_path / "c.npz", x=np.ones(3), y=np.ones(3))
+    files = [tmp_path / name for name in ("a.npz", "b.npz", "c.npz")]
+    (_, first), (_, _), (_, second), (_, two) = read_inputs(files, SPEC, None)
+    assert isinstance(first, Broken)
+    assert second.tolist() == [1, 1, 1]
+    assert isinstance(two, Broken)
+    assert "holds 2 arrays (x, y); one is expected" in two.reason

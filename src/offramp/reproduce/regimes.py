@@ -40,6 +40,8 @@ VARIANTS = {
     "longer": "twice the epochs",
     "taught": "half of the loss from the logits of the dense network",
 }
+#: Those that take longest: at the first seed alone.
+DEAR = ("late", "longer", "taught")
 
 
 @dataclass(frozen=True)
@@ -99,29 +101,32 @@ def tuning(body: str, data: str, *, epochs: int, limit: int | None) -> list[Job]
 def final(
     body: str, tuned: Sequence[Outcome], data: str, *, epochs: int, seeds: Sequence[int], limit: int | None
 ) -> list[Job]:
-    """One training per kind, factor and seed, judged by the test images."""
+    """One training per kind, factor and seed, judged by the test images; `DEAR` variants at the first seed."""
     rates = {
         kind: max((o for o in tuned if o["kind"] == kind), key=lambda o: o["held_out"][-1])["lr"]
         for kind in ("dense", "sparse", "narrow")
     }
     told = {"body": body, "data": data, "epochs": epochs, "limit": limit, "judged": "test"}
-    factors = BODIES[body].factors
+    chosen = BODIES[body]
+    names = ("sparse", "narrow", *(("narrow-macs",) if chosen.form == "maps" else ()))
     kinds: list[dict[str, Any]] = [{"kind": "dense", "factor": 1}]
-    if BODIES[body].variants:
-        compared = [
-            {"kind": kind, "factor": factors[0], "lr": rates[kind.partition("-")[0]]}
-            for kind in ("sparse", "narrow-macs")
-        ]
-        kinds[0]["students"] = compared
-        kinds += [{**one, "variant": variant} for variant in VARIANTS if variant != "taught" for one in compared]
-    for factor in factors:
-        names = ("sparse", "narrow", *(("narrow-macs",) if BODIES[body].form == "maps" else ()))
-        kinds += [{"kind": kind, "factor": factor} for kind in names]
-    return [
+    kinds += [{"kind": kind, "factor": factor} for factor in chosen.factors for kind in names]
+    compared = [
+        {"kind": kind, "factor": chosen.factors[0], "lr": rates[kind.partition("-")[0]]}
+        for kind in ("sparse", "narrow-macs")
+    ]
+    dear: list[dict[str, Any]] = []
+    if chosen.variants:
+        kinds += [{**one, "variant": variant} for variant in VARIANTS if variant not in DEAR for one in compared]
+        dear = [{**one, "variant": variant} for variant in DEAR if variant != "taught" for one in compared]
+    jobs = [
         {**told, "seed": seed, "lr": rates[kind["kind"].partition("-")[0]], **kind}
         for seed in seeds
         for kind in kinds
     ]
+    if dear:
+        jobs[0]["students"] = compared
+    return jobs + [{**told, "seed": seeds[0], **kind} for kind in dear]
 
 
 def run(job: Job) -> Outcome:

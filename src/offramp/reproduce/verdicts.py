@@ -86,10 +86,14 @@ def _changed(outcomes: Sequence[Outcome], variant: str, exit_index: int, what: s
 
     def against(kind: str, other: str) -> str:
         ours, theirs = (
-            _accuracies(outcomes, k, factor, exit_index, v) for k, v in (("sparse", variant), (kind, other))
+            {
+                o["seed"]: 100 * o["test"][exit_index]
+                for o in outcomes
+                if (o["kind"], o["factor"], o["variant"]) == which
+            }
+            for which in (("sparse", factor, variant), (kind, factor, other))
         )
-        ahead = [a - b for a, b in zip(ours, theirs, strict=True)]
-        return f"{mean(ahead):+.2f} ± {interval(ahead):.2f}"
+        return _span([ours[seed] - theirs[seed] for seed in ours], "+")
 
     return (
         f"{what}: sparse, {variant}, at {factor}x: {against('sparse', '')} against plain sparse, "
@@ -111,8 +115,10 @@ def _ahead(outcomes: Sequence[Outcome], kind: str, factor: int, exit_index: int)
     return [a - b for a, b in zip(sparse, other, strict=True)]
 
 
-def _span(values: Sequence[float]) -> str:
-    return f"{mean(values):.2f} ± {interval(values):.2f}"
+def _span(values: Sequence[float], sign: str = "") -> str:
+    """Mean and interval; of one value there is none."""
+    spread = f" ± {interval(values):.2f}" if len(values) > 1 else ", one seed"
+    return f"{mean(values):{sign}.2f}{spread}"
 
 
 def _median(values: Sequence[float]) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +69,14 @@ def read_inputs(
             continue
         try:
             batch = _array(path, spec, images)
-        except (OSError, ValueError, KeyError, EOFError, TokenError) as error:  # the last from a torn header
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            EOFError,
+            TokenError,
+            BadZipFile,
+        ) as error:  # torn headers, archives
             yield str(path), Broken(f"{path} is not an array that can be read: {error}")
             continue
         for i, x in enumerate(batch):
@@ -85,11 +93,11 @@ def _image(path: Path, images: Preprocessing | None) -> Any:
 
 
 def _array(path: Path, spec: TensorSpec, images: Preprocessing | None) -> NDArray[Any]:
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        array = loaded
-    else:
-        with loaded:
+    with path.open("rb") as file:  # opened here: NumPy leaves a torn archive open
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            array = loaded
+        else:
             if len(loaded.files) != 1:
                 raise ValueError(
                     f"it holds {len(loaded.files)} arrays ({', '.join(loaded.files)}); one is expected"
