@@ -20,10 +20,24 @@ import pytest
 from PIL import Image
 
 from offramp.cli import main
+from offramp.replay.trace import Trace
 from offramp.runtime.stages import Stages
 from offramp.serving.process import running
 
-COMMANDS = ("demo", "train", "inspect", "cuts", "profile", "tune", "serve", "run", "link", "export", "reproduce")
+COMMANDS = (
+    "demo",
+    "train",
+    "inspect",
+    "cuts",
+    "profile",
+    "tune",
+    "trace",
+    "serve",
+    "run",
+    "link",
+    "export",
+    "reproduce",
+)
 
 
 @dataclass(frozen=True)
@@ -612,3 +626,40 @@ def test_cuts_works_without_torch(onnx_file):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "20 of 39 places" in done.stdout
+
+
+def test_trace_records_plain_and_distorted_images(tmp_path, digits_bundle):
+    plain, noisy = tmp_path / "plain.npz", tmp_path / "noisy.npz"
+    done = offramp("trace", digits_bundle, "--dataset", "mnist-subset", "--limit", 60, "--out", plain)
+    assert done.returncode == 0, done.stderr
+    assert "the first 60 of the test images of mnist-subset" in done.stdout
+    assert "60 samples, 3 exits" in done.stderr
+    found = Trace.load(plain)
+    assert f"{100 * found.accuracy[-1]:.2f}" in done.stdout
+    also = ("--distort", "gaussian_noise:0.5", "--seed", 3)
+    assert offramp("trace", digits_bundle, "--dataset", "mnist-subset", "--out", noisy, "--limit", 60, *also)
+    distorted = Trace.load(noisy)
+    assert (distorted.meta.distortion, distorted.meta.seed) == ("gaussian_noise:0.5", 3)
+    assert (distorted.label == found.label).all()
+    assert (distorted.confidence != found.confidence).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "word"),
+    [
+        ({"--dataset": "mnits"}, 2, "known data sets: mnist-subset"),
+        ({"--distort": "fog:1"}, 2, "a distortion is KIND:SIGMA"),
+        ({"--distort": "gaussian_blur:-1"}, 2, "sigma lies between"),
+        ({"--out": "{here}/trace.csv"}, 2, "ends in .npz"),
+        ({"--out": "{here}/none/trace.npz"}, 1, "there is no folder"),
+        ({"--dataset": "cifar10"}, 1, "classes that the bundle does not know"),
+    ],
+)
+def test_trace_refuses_what_cannot_be(tmp_path, digits_bundle, changes, code, word):
+    options = {"--dataset": "mnist-subset", "--out": "{here}/trace.npz", **changes}
+    if options["--dataset"] == "cifar10" and not os.environ.get("OFFRAMP_DATA"):
+        pytest.skip("CIFAR-10 is needed: name the folder that holds `cifar10` in OFFRAMP_DATA")
+    arguments = [str(a).format(here=tmp_path) for option in options.items() for a in option]
+    done = offramp("trace", digits_bundle, *arguments)
+    assert_clear_error(done, code, word)
+    assert not list(tmp_path.iterdir())

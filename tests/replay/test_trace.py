@@ -12,12 +12,14 @@ import pytest
 
 import offramp as off
 from offramp.bundle.preprocessing import preprocess
-from offramp.datasets import ImageData, mnist_subset
+from offramp.datasets import mnist_subset
 from offramp.datasets.distortion import Distortion
 from offramp.errors import ConfigError, InputError, TraceError
 from offramp.replay.record import record
 from offramp.replay.trace import Trace, TraceMeta
+from offramp.report.tracing import trace_text
 from offramp.runtime.gate import Gate
+from offramp.runtime.labelled import Labelled
 
 META = TraceMeta(
     bundle="b",
@@ -157,15 +159,16 @@ def test_paths_that_cannot_be_read_or_written(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def some_digits() -> ImageData:
-    return mnist_subset()[1].take(slice(0, 120))
+def some_digits() -> Labelled:
+    test = mnist_subset()[1]
+    return Labelled(test.images[:120], test.labels[:120], "digits")
 
 
-def test_a_trace_says_what_the_edge_says(digits_bundle: Path, some_digits: ImageData) -> None:
+def test_a_trace_says_what_the_edge_says(digits_bundle: Path, some_digits: Labelled) -> None:
     bundle = off.Bundle.load(digits_bundle)
     stages = off.Stages(bundle)
     done: list[int] = []
-    found = record(stages, some_digits, data="digits", advance=done.append)
+    found = record(stages, some_digits, on_batch=done.append)
     assert sum(done) == len(found) == 120
     last = bundle.manifest.last
     assert found.meta.exits == tuple(range(last + 1))
@@ -173,7 +176,7 @@ def test_a_trace_says_what_the_edge_says(digits_bundle: Path, some_digits: Image
     spec = bundle.manifest.preprocessing
     assert spec is not None
     for i in (0, 60, 119):
-        tensors = [preprocess(some_digits.images[i : i + 1], spec)]
+        tensors = [preprocess(some_digits.inputs[i : i + 1], spec)]
         for e in range(last + 1):
             tensors, _ = stages.stage(e, tensors)
             logits = stages.exit(e, tensors)[0] if e < last else tensors[0]
@@ -189,9 +192,12 @@ def test_a_trace_says_what_the_edge_says(digits_bundle: Path, some_digits: Image
         sum(t.bytes for t in bundle.manifest.cut(k)) for k in range(-1, last)
     )
     assert found.meta.digest == bundle.digest
+    shown = trace_text(found)
+    assert f"{100 * found.accuracy[0]:.2f}" in shown
+    assert "float 784 B" not in shown  # the input's bytes belong to no exit
 
 
-def test_noise_is_recorded_and_does_harm(digits_bundle: Path, some_digits: ImageData) -> None:
+def test_noise_is_recorded_and_does_harm(digits_bundle: Path, some_digits: Labelled) -> None:
     stages = off.Stages(off.Bundle.load(digits_bundle))
     plain = record(stages, some_digits)
     noisy = record(stages, some_digits, distortion=Distortion("gaussian_noise", 0.8, seed=5))
@@ -199,18 +205,23 @@ def test_noise_is_recorded_and_does_harm(digits_bundle: Path, some_digits: Image
     assert (noisy.prediction != plain.prediction).any()
 
 
-def test_what_cannot_be_traced(digits_bundle: Path, some_digits: ImageData, tmp_path: Path) -> None:
+def test_what_cannot_be_traced(digits_bundle: Path, some_digits: Labelled, tmp_path: Path) -> None:
     bundle = off.Bundle.load(digits_bundle)
     stages = off.Stages(bundle)
-    with pytest.raises(ConfigError, match="no images"):
-        record(stages, some_digits.take(slice(0, 0)))
+    with pytest.raises(ConfigError, match="no samples"):
+        record(stages, Labelled(some_digits.inputs[:0], some_digits.labels[:0], "none"))
+    floats = dataclasses.replace(some_digits, inputs=(some_digits.inputs[:, None] / np.float32(255)))
+    with pytest.raises(InputError, match="a distortion takes pixels, uint8"):
+        record(stages, floats, distortion=Distortion("gaussian_blur", 1.0))
+    with pytest.raises(InputError, match=r"not finite|NaN"):
+        record(stages, dataclasses.replace(floats, inputs=np.full_like(floats.inputs, np.nan)))
     with pytest.raises(ConfigError, match="labels from 0 to 10 do not go with 10 classes"):
         record(
             stages,
             dataclasses.replace(some_digits, labels=np.where(some_digits.labels == 9, 10, some_digits.labels)),
         )
     with pytest.raises(InputError, match="expected grey pixels"):
-        record(stages, dataclasses.replace(some_digits, images=some_digits.images[:, :14]))
+        record(stages, dataclasses.replace(some_digits, inputs=some_digits.inputs[:, :14]))
     copy = bundle.edge_copy(tmp_path / "edge", 1)
     with pytest.raises(ConfigError, match="is an edge copy"):
         record(off.Stages(copy), some_digits)

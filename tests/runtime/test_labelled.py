@@ -8,6 +8,7 @@ from offramp.bundle.manifest import Preprocessing, Provenance, TensorSpec
 from offramp.datasets import DATASETS, ImageData, folder_parts, named_parts
 from offramp.errors import ConfigError, DatasetError
 from offramp.runtime.labelled import held_out_data
+from offramp.runtime.labelled import test_data as given_to_measure
 
 SIZES = [9000, 1000, 2000]
 
@@ -170,3 +171,15 @@ def test_a_name_goes_before_a_folder(manifest, tmp_path, monkeypatch):
     assert len(held_out_data("kmnist", manifest).labels) == 4
     with pytest.raises(DatasetError, match="holds no folders"):
         held_out_data("./kmnist", manifest)
+
+
+def test_data_to_measure_by_are_test_images_or_all_that_is_given(manifest, folder):
+    found = given_to_measure("mnist-subset", manifest)
+    assert (found.inputs == named_parts("mnist-subset").test.images).all()
+    assert (found.what, found.doubt) == ("the test images of mnist-subset (2,000)", "")
+    assert len(given_to_measure(str(folder), manifest).labels) == len(held_out_data(str(folder), manifest).labels)
+    with pytest.raises(ConfigError, match="'nothing' is no data set, no folder"):
+        given_to_measure("nothing", manifest)
+    some = found.first(7)
+    assert (len(some.inputs), len(some.labels), some.what) == (7, 7, f"the first 7 of {found.what}")
+    assert found.first(None) is found.first(10_000) is found

@@ -9,8 +9,9 @@ from offramp.errors import ConfigError, InputError
 from offramp.exits.confidence import CONFIDENCES
 from offramp.policy.cascade import ThresholdCascade
 from offramp.runtime.edge import Edge
+from offramp.runtime.evaluation import exit_logits
 from offramp.runtime.stages import Stages
-from offramp.runtime.tuning import exit_logits, macs_per_answer, macs_saved, tune
+from offramp.runtime.tuning import macs_per_answer, macs_saved, tune
 
 
 def cases(n, seed=0):

@@ -1,4 +1,4 @@
-"""The command line: `offramp demo | train | inspect | cuts | profile | tune | serve | run | link | export | …`."""
+"""The command line, `offramp`: one module per kind of work, one function per command."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from offramp import __version__
 from offramp.cli.bundles import export, inspect, profile
 from offramp.cli.cuts import cuts
 from offramp.cli.running import link, run, serve
+from offramp.cli.tracing import trace
 from offramp.cli.training import demo, reproduce, train
 from offramp.cli.tuning import tune
 from offramp.errors import ConfigError, OfframpError
@@ -32,7 +33,7 @@ app = typer.Typer(
     "and a server. Start with `offramp demo`.",
 )
 # In the order in which `offramp --help` lists them.
-for _command in (demo, train, inspect, cuts, profile, tune, serve, run, link, export, reproduce):
+for _command in (demo, train, inspect, cuts, profile, tune, trace, serve, run, link, export, reproduce):
     app.command()(_command)
 
 

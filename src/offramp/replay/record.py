@@ -1,4 +1,4 @@
-"""Recording a trace: every exit of a bundle on every image of a data set."""
+"""Recording a trace: every exit of a bundle on every sample of a data set."""
 
 from __future__ import annotations
 
@@ -7,85 +7,76 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.bundle.preprocessing import preprocess
 from offramp.datasets.distortion import Distortion
-from offramp.datasets.images import ImageData
-from offramp.errors import ConfigError
+from offramp.errors import ConfigError, InputError
+from offramp.exits.confidence import confidence_of, softmax
 from offramp.replay.trace import Trace, TraceMeta
-from offramp.runtime.gate import Gate
+from offramp.runtime.evaluation import exit_logits, held_exits, prepared
+from offramp.runtime.labelled import Labelled
 from offramp.runtime.stages import Stages
 
 __all__ = ["record"]
 
-#: Samples that run together, and samples that are timed alone.
-_BATCH, _TIMED = 50, 100
+#: Samples that are timed alone.
+_TIMED = 100
 
 Array = NDArray[np.generic]
 
 
 def record(
     stages: Stages,
-    images: ImageData,
+    data: Labelled,
     *,
-    data: str = "",
     distortion: Distortion | None = None,
-    advance: Callable[[int], None] = lambda done: None,
+    on_batch: Callable[[int], None] = lambda n: None,
 ) -> Trace:
-    """Runs every exit of a bundle on every image, and times its parts one image at a time.
+    """Runs every exit of a bundle on every sample, and times its parts one sample at a time.
 
     Args:
         stages: The whole bundle's sessions.
-        images: The images, with class indices.
-        data: The data set's name, for the record.
-        distortion: What is done to the images first.
-        advance: Called with the number of images just done.
+        data: Inputs with their labels.
+        distortion: What is done to the pixels first.
+        on_batch: Told how many samples have been run since it was last told.
 
     Raises:
-        ConfigError: An edge copy that lacks stages, a bundle without preprocessing, no images, or a label that
-            the network has no class for.
-        InputError: Images of another size or colour than the bundle's.
+        ConfigError: An edge copy that lacks stages, no samples, a distortion of what is no image, or a label
+            that the network has no class for.
+        InputError: Inputs of another shape or dtype than the bundle's, or not finite.
         StageError: ONNX Runtime failed.
     """
     bundle = stages.bundle
     manifest = bundle.manifest
     if bundle.held <= manifest.last:
         raise ConfigError(f"{bundle.path} is an edge copy; a trace needs every exit, so give the whole bundle")
-    if manifest.preprocessing is None:
-        raise ConfigError(f"{bundle.path} has no preprocessing, so it takes no images")
     classes = manifest.final_exit().logits.shape[-1]
-    if not len(images):
-        raise ConfigError("there are no images to trace")
-    if not 0 <= int(images.labels.min()) <= int(images.labels.max()) < classes:
-        raise ConfigError(
-            f"labels from {images.labels.min()} to {images.labels.max()} do not go with {classes} classes"
-        )
-    columns = tuple(i for i, found in enumerate(manifest.exits) if found is not None)
-    gate = Gate(bundle.tuning)
-    shape = (len(images), len(columns))
-    prediction, confidence = np.empty(shape, np.int32), np.empty(shape, np.float32)
-    pixels = images.images if distortion is None else distortion(images.images)
-    for begin in range(0, len(pixels), _BATCH):
-        part = pixels[begin : begin + _BATCH]
-        logits, _, _ = _run(stages, columns, preprocess(part, manifest.preprocessing))
-        for column, (exit_index, rows) in enumerate(zip(columns, logits, strict=True)):
-            for i, row in enumerate(rows, start=begin):
-                belief = gate.belief(exit_index, row)
-                prediction[i, column], confidence[i, column] = belief.label, belief.confidence
-        advance(len(part))
-    alone = [
-        _run(stages, columns, preprocess(pixels[i : i + 1], manifest.preprocessing))[1:]
-        for i in range(min(_TIMED, len(pixels)))
-    ]
-    stage_ms, exit_ms = (np.median([times[part] for times in alone], axis=0).tolist() for part in (0, 1))
+    inputs, labels = data.inputs, data.labels
+    if not len(labels):
+        raise ConfigError("there are no samples to trace")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ConfigError(f"labels from {labels.min()} to {labels.max()} do not go with {classes} classes")
+    if distortion is not None:
+        if inputs.dtype != np.uint8 or inputs.ndim not in (3, 4):
+            raise InputError(
+                f"a distortion takes pixels, uint8 of shape (N, H, W, …), not {inputs.dtype} {inputs.shape}"
+            )
+        inputs = distortion(inputs.view(np.uint8))
+    exits = held_exits(bundle)
+    logits = exit_logits(stages, inputs, on_batch=on_batch)
+    temperatures = [bundle.tuning.temperatures[e] or 1.0 for e in exits]
+    said = [softmax(z, t) for z, t in zip(logits, temperatures, strict=True)]
+    measure = bundle.tuning.confidence
+    alone = [_times(stages, exits, prepared(manifest, inputs[i : i + 1])) for i in range(min(_TIMED, len(labels)))]
+    stage_ms, exit_ms = (np.median(times, axis=0).tolist() for times in zip(*alone, strict=True))
     heads = [found.graph for found in manifest.exits if found is not None]
     modes = dict.fromkeys(mode for cut in range(-1, manifest.last) for mode in manifest.modes(cut))
     meta = TraceMeta(
         bundle=manifest.name,
         digest=bundle.digest,
-        data=data,
+        data=data.what,
         distortion="" if distortion is None else str(distortion),
         seed=0 if distortion is None else distortion.seed,
-        exits=columns,
+        confidence=measure,
+        exits=exits,
         stage_ms=tuple(stage_ms),
         exit_ms=tuple(exit_ms),
         stage_macs=tuple(stage.graph.macs for stage in manifest.stages),
@@ -93,21 +84,24 @@ def record(
         depths=tuple(stage.depth for stage in manifest.stages),
         cut_bytes={mode: tuple(_bytes(stages, cut, mode) for cut in range(-1, manifest.last)) for mode in modes},
     )
-    return Trace(prediction, confidence, images.labels.astype(np.int32), meta)
+    return Trace(
+        np.stack([p.argmax(axis=1) for p in said], axis=1).astype(np.int32),
+        np.stack([confidence_of(p, measure) for p in said], axis=1).astype(np.float32).clip(0, 1),
+        labels.astype(np.int32),
+        meta,
+    )
 
 
-def _run(stages: Stages, columns: tuple[int, ...], x: Array) -> tuple[list[Array], list[float], list[float]]:
-    """The logits of every exit, and the milliseconds of every stage and every head."""
-    tensors, logits, stage_ms, exit_ms = [x], [], [], []
+def _times(stages: Stages, exits: tuple[int, ...], x: Array) -> tuple[list[float], list[float]]:
+    """The milliseconds of every stage and of every head; 0 for the last exit, which has none."""
+    tensors, stage_ms, exit_ms = [x], [], []
     last = stages.bundle.manifest.last
     for i in range(last + 1):
         tensors, spent = stages.stage(i, tensors)
         stage_ms.append(spent)
-        if i in columns and i < last:
-            found, head_ms = stages.exit(i, tensors)
-            logits.append(found)
-            exit_ms.append(head_ms)
-    return [*logits, tensors[0]], stage_ms, [*exit_ms, 0.0]
+        if i in exits and i < last:
+            exit_ms.append(stages.exit(i, tensors)[1])
+    return stage_ms, [*exit_ms, 0.0]
 
 
 def _bytes(stages: Stages, cut: int, mode: str) -> int | None:

@@ -6,7 +6,7 @@ A trace file is a NumPy archive without pickles. Its arrays:
 |---|---|---|
 | `format` | int64, () | 1 |
 | `prediction` | int32, (samples, exits) | the class that each exit names; the last exit's last |
-| `confidence` | float32, (samples, exits) | max softmax after the exit's temperature |
+| `confidence` | float32, (samples, exits) | after the exit's temperature, in the tuning's measure |
 | `label` | int32, (samples,) | the true class, −1 where it is not known |
 | `meta` | bytes as uint8, (n,) | the fields of `TraceMeta` as JSON |
 """
@@ -26,6 +26,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from offramp.config import Config
 from offramp.errors import TraceError
+from offramp.exits.confidence import Confidence
 
 __all__ = ["FORMAT", "Trace", "TraceMeta"]
 
@@ -41,9 +42,10 @@ class TraceMeta(Config):
     Attributes:
         bundle: The bundle's name.
         digest: The bundle's digest.
-        data: The data set's name.
+        data: Which data these are, in words.
         distortion: What was done to the images, as `Distortion` prints; empty for none.
         seed: The distortion's seed.
+        confidence: The measure of confidence.
         exits: Per column of the trace, which exit it is; the last one is the network's own output.
         stage_ms: Per stage, the median milliseconds of one sample on the machine that traced.
         exit_ms: Per column, the head's milliseconds; 0 for the last.
@@ -58,6 +60,7 @@ class TraceMeta(Config):
     data: str = ""
     distortion: str = ""
     seed: int = 0
+    confidence: Confidence = "max_softmax"
     exits: tuple[_Count, ...]
     stage_ms: tuple[_Ms, ...]
     exit_ms: tuple[_Ms, ...]

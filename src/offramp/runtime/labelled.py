@@ -1,4 +1,4 @@
-"""Held-out inputs with their labels, for tuning: from a data set's name, a folder of images, or an .npz file."""
+"""Inputs with their labels, to tune or to trace by: from a data set's name, a folder of images, an .npz file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from offramp.bundle.manifest import Manifest, Preprocessing
 from offramp.datasets import DATASETS, ImageData, Parts, folder_parts, image_folder, named_parts
 from offramp.errors import ConfigError, DatasetError
 
-__all__ = ["Labelled", "held_out_data"]
+__all__ = ["Labelled", "held_out_data", "test_data"]
 
 #: The doubt about data that the user brings.
 _OWN = "only you know whether the network has learnt from these"
@@ -35,6 +35,14 @@ class Labelled:
     labels: NDArray[np.int64]
     what: str
     doubt: str = ""
+
+    def first(self, limit: int | None) -> Labelled:
+        """At most the first `limit` of them; all if None."""
+        if limit is None or limit >= len(self.labels):
+            return self
+        return Labelled(
+            self.inputs[:limit], self.labels[:limit], f"the first {limit:,} of {self.what}", self.doubt
+        )
 
 
 def held_out_data(source: str, manifest: Manifest) -> Labelled:
@@ -63,14 +71,38 @@ def held_out_data(source: str, manifest: Manifest) -> Labelled:
             _check_sizes(source, parts, record)
         doubt = "" if known else f"the bundle does not say that {source}'s held-out part was kept from its network"
         return _labelled(parts.held_out, manifest, f"the held-out part of {source}'s training images", doubt)
+    if os.path.isdir(source) and _same_folder(Path(source), manifest.provenance.data) and seed is not None:
+        images = _images_of(manifest, source)
+        size, color = (images.height, images.width), images.color == "rgb"
+        parts = folder_parts(Path(source), size, color=color, seed=seed)
+        _check_sizes(source, parts, record)
+        return _labelled(parts.held_out, manifest, f"the images of {source} that training held out")
+    return _given(source, manifest)
+
+
+def test_data(source: str, manifest: Manifest) -> Labelled:
+    """Labelled data to measure by: a data set's test images, or all of a folder or a file.
+
+    Args:
+        source: As `held_out_data` takes it.
+        manifest: The bundle's.
+
+    Raises:
+        ConfigError: No such data set, folder or file; or images for a bundle without preprocessing.
+        DatasetError: Data that cannot be read, or whose classes are not those of the bundle.
+    """
+    if source in DATASETS:
+        _images_of(manifest, source)
+        return _labelled(named_parts(source).test, manifest, f"the test images of {source}")
+    return _given(source, manifest)
+
+
+def _given(source: str, manifest: Manifest) -> Labelled:
+    """All of a folder or a file that the user brings."""
     path = Path(source)
     if os.path.isdir(source):
         images = _images_of(manifest, source)
         size, color = (images.height, images.width), images.color == "rgb"
-        if _same_folder(path, manifest.provenance.data) and seed is not None:
-            parts = folder_parts(path, size, color=color, seed=seed)
-            _check_sizes(source, parts, record)
-            return _labelled(parts.held_out, manifest, f"the images of {source} that training held out")
         return _labelled(image_folder(path, size, color=color), manifest, f"all images in {source}", _OWN)
     if os.path.isfile(source) and path.suffix.lower() == ".npz":
         inputs, labels = _arrays(path)

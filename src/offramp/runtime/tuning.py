@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.bundle.bundle import Bundle
 from offramp.bundle.manifest import Manifest, Tuning
-from offramp.bundle.preprocessing import preprocess
 from offramp.errors import ConfigError
 from offramp.exits.calibration import Calibration, calibrate_logits, check_settings
-from offramp.runtime.stages import Stages, check_tensor
+from offramp.runtime.evaluation import exit_logits, held_exits
+from offramp.runtime.stages import Stages
 
-__all__ = ["Tuned", "exit_logits", "macs_per_answer", "macs_saved", "tune"]
+__all__ = ["Tuned", "macs_per_answer", "macs_saved", "tune"]
 
 Array = NDArray[np.generic]
 
@@ -68,7 +67,7 @@ def tune(
     """
     check_settings(max_drop, delta, confidence)
     bundle, old = stages.bundle, stages.bundle.tuning
-    exits = _exits(bundle)
+    exits = held_exits(bundle)
     last = bundle.manifest.last
     if not any(e < last for e in exits):
         raise ConfigError(f"{bundle.path} holds no early exit, so there is nothing to tune")
@@ -98,41 +97,6 @@ def tune(
         }
     )
     return Tuned(tuning, found, exits, macs_saved(bundle.manifest, exits, found.exit_share))
-
-
-def exit_logits(
-    stages: Stages,
-    inputs: Array,
-    *,
-    batch: int = 100,
-    on_batch: Callable[[int], None] = lambda n: None,
-) -> list[NDArray[np.float32]]:
-    """The logits (N, classes) of every exit that a copy of a bundle can evaluate, in order.
-
-    Args:
-        stages: The bundle's sessions.
-        inputs: As `tune` takes them.
-        batch: Inputs that run at once.
-        on_batch: Told how many inputs have been run since it was last told.
-
-    Raises:
-        InputError: Inputs of wrong shape or dtype, or not finite.
-        StageError: ONNX Runtime failed.
-    """
-    bundle, last = stages.bundle, stages.bundle.manifest.last
-    exits = _exits(bundle)
-    found: dict[int, list[Array]] = {e: [] for e in exits}
-    for start in range(0, len(inputs), batch):
-        part = _prepared(bundle.manifest, inputs[start : start + batch])
-        tensors = [part]
-        for i in range(max(exits, default=-1) + 1):
-            tensors, _ = stages.stage(i, tensors)
-            if i in exits:
-                found[i].append(tensors[0] if i == last else stages.exit(i, tensors)[0])
-        on_batch(len(part))
-    classes = bundle.manifest.final_exit().logits.shape
-    empty: list[Array] = [np.empty((0, *classes), np.float32)]
-    return [np.concatenate(found[e] or empty).astype(np.float32, copy=False) for e in exits]
 
 
 def macs_per_answer(manifest: Manifest, exits: Sequence[int]) -> tuple[int, ...]:
@@ -165,15 +129,3 @@ def macs_saved(manifest: Manifest, exits: Sequence[int], exit_share: Sequence[fl
     whole = sum(stage.graph.macs for stage in manifest.stages)
     spent = sum(m * s for m, s in zip(macs_per_answer(manifest, exits), exit_share, strict=True))
     return 1 - spent / whole if whole else 0.0
-
-
-def _exits(bundle: Bundle) -> tuple[int, ...]:
-    return tuple(i for i, found in enumerate(bundle.manifest.exits[: bundle.held]) if found is not None)
-
-
-def _prepared(manifest: Manifest, batch: Array) -> Array:
-    spec, images = manifest.input, manifest.preprocessing
-    if batch.dtype == np.uint8 and spec.dtype != "uint8" and images is not None:
-        return preprocess(batch.view(np.uint8), images)
-    check_tensor(batch, spec)
-    return batch
