@@ -294,3 +294,19 @@ def test_a_report_prints_and_goes_as_json() -> None:
     data = json.loads(json.dumps(report.to_dict()))
     assert data["weights"] == report.weights
     assert [row["name"] for row in data["layers"]] == [layer.name for layer in report.layers]
+
+
+def test_the_report_advises_to_join_the_blocks_of_convolutions() -> None:
+    def convolutions() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 32, 3), nn.Conv2d(32, 64, 3), nn.Conv2d(64, 64, 3), nn.Linear(64, 2))
+
+    alone = sparsify_(convolutions())
+    (said,) = alone.advice
+    assert said.startswith(
+        "2 of 2 sparse convolutions join each block to one alone; joined to two (such as blocks=8)"
+    )
+    assert "blocks=8" in " ".join(str(alone).split())
+    assert sparsify_(convolutions(), SparsityConfig(blocks=8)).advice == ()
+    assert sparsify_(convolutions(), SparsityConfig(pattern="structured")).advice == ()
+    linear = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2))
+    assert sparsify_(linear).advice == ()
