@@ -97,7 +97,7 @@ def _cases(
 ) -> list[dict[str, Any]]:
     cases = []
     trained = [c for c in candidates if c.trains]
-    fast = [c for c in trained if c.name == DENSE or c.ours]
+    fast = [c for c in trained if c.name in (DENSE, MASKED) or c.ours]
     slow = [c for c in trained if c.slow]
     groups = [("default", [c for c in trained if not c.slow]), ("default", slow), ("fused", fast)]
     for adam, group in groups:
