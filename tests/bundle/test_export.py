@@ -321,3 +321,26 @@ def test_a_bundle_tells_nothing_of_the_machine_it_was_made_on(bundle: Bundle) ->
     for graph in bundle.manifest.graphs():
         content = bundle.read(graph)
         assert not [place for place in places if str(place).encode() in content], graph.file
+
+
+class Branching(nn.Module):
+    """Chooses its way by its input's values, which no graph can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        if x.sum() > 0:
+            x = x + 1
+        return self.last(x)
+
+
+def test_a_network_that_cannot_be_exported_says_why(tmp_path):
+    net = off.MultiExit(Branching(), {"first": off.PooledHead(2)}, example_input=torch.zeros(1, 4))
+    with pytest.raises(ExportError, match=r"torch\.onnx\.export failed: .*data-dependent") as caught:
+        off.export(net, torch.zeros(1, 4), tmp_path / "branching.bundle")
+    assert "step 1/3" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert not (tmp_path / "branching.bundle").exists()

@@ -102,7 +102,10 @@ def export_graph(net: MultiExit, example_input: Inputs) -> onnx.ModelProto:
                 verbose=False,
             )
     except Exception as error:  # the exporter raises whatever the traced code does
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter's own words say only in which of its steps it failed
+            cause = cause.__cause__
+        reason = str(cause).strip().splitlines() or [type(cause).__name__]
         raise ExportError(f"torch.onnx.export failed: {reason[0]}") from error
     assert program is not None  # dynamo=True always returns the program
     with quiet_exporter():
