@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import io
 import logging
-import platform
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +15,13 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from offramp.bundle.bundle import Bundle, write_bundle
-from offramp.bundle.codec import OPSET, uint8_codec
+from offramp.bundle.assembly import assemble, made_with
+from offramp.bundle.bundle import Bundle
+from offramp.bundle.codec import OPSET
 from offramp.bundle.fold import fold_gathers, fold_weights
 from offramp.bundle.lower import lower_gathers
-from offramp.bundle.manifest import (
-    Codec,
-    Exit,
-    Graph,
-    Manifest,
-    Preprocessing,
-    Provenance,
-    Stage,
-    TensorSpec,
-    Tuning,
-    cut_name,
-    wire_name,
-)
-from offramp.bundle.partition import Partition, describe, forget_origin, partition
+from offramp.bundle.manifest import CLOSED, Preprocessing, Tuning, cut_name, wire_name
+from offramp.bundle.partition import forget_origin, partition
 from offramp.errors import ConfigError, ExportError
 from offramp.evalmode import eval_mode
 from offramp.exits.network import MultiExit
@@ -165,32 +150,20 @@ def export(
     last = len(net.exit_names)
     cuts = [[cut_name(i)] for i in range(last)]
     pieces = partition(whole, cuts, [f"exit_{i}" for i in range(last)], final=f"exit_{last}")
-    files: dict[str, bytes] = {}
-
-    def add(model: onnx.ModelProto, file: str) -> Graph:
-        content = model.SerializeToString(deterministic=True)
-        files[file] = content
-        return describe(model, file, content, hashlib.sha256(content).hexdigest())
-
-    graphs = [add(model, f"stages/stage_{i}.onnx") for i, model in enumerate(pieces.stages)]
-    densities = _stage_densities(net, example_input)
-    manifest = Manifest(
+    found = net.calibration
+    return assemble(
+        path,
+        pieces,
         name=name,
-        classes=tuple(classes),
+        classes=classes,
         preprocessing=preprocessing,
-        input=graphs[0].inputs[0],
-        stages=tuple(
-            Stage(graph=graph, density=density, depth=depth)
-            for graph, density, depth in zip(graphs, densities, pieces.depths, strict=True)
-        ),
-        exits=_exits(pieces, graphs, add),
-        codecs=_codecs(net, graphs, add),
-        provenance=Provenance(
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            versions={
-                "python": platform.python_version(),
-                **{p: metadata.version(p) for p in ("offramp", "torch", "onnx", "onnxscript")},
-            },
+        densities=_stage_densities(net, example_input),
+        ranges={} if found is None else dict(enumerate(found.ranges, start=-1)),
+        tuning=_tuning(net),
+        provenance=made_with(
+            "torch",
+            "onnx",
+            "onnxscript",
             seed=seed,
             data=data,
             patterns={
@@ -201,44 +174,13 @@ def export(
             metrics=metrics or {},
         ),
     )
-    write_bundle(path, manifest, _tuning(net), files)
-    return Bundle.load(path)
-
-
-def _exits(pieces: Partition, graphs: Sequence[Graph], add: Any) -> tuple[Exit, ...]:
-    exits = []
-    for i, head in enumerate(pieces.exits):
-        graph = add(head, f"exits/exit_{i}.onnx")
-        exits.append(Exit(logits=graph.outputs[0], graph=graph))
-    return (*exits, Exit(logits=graphs[-1].outputs[0], graph=None))
-
-
-def _codecs(net: MultiExit, graphs: Sequence[Graph], add: Any) -> tuple[Codec, ...]:
-    if net.calibration is None or not net.calibration.ranges:
-        return ()
-    codecs = []
-    for cut, value_range in enumerate(net.calibration.ranges, start=-1):
-        tensors: tuple[TensorSpec, ...] = graphs[cut + 1].inputs
-        if any(t.dtype != "float32" for t in tensors):
-            continue
-        encoder, decoder = uint8_codec(tensors, value_range)
-        stem = f"codecs/{cut_name(cut)}.uint8"
-        codecs.append(
-            Codec(
-                cut=cut,
-                mode="uint8",
-                encoder=add(encoder, f"{stem}.enc.onnx"),
-                decoder=add(decoder, f"{stem}.dec.onnx"),
-            )
-        )
-    return tuple(codecs)
 
 
 def _tuning(net: MultiExit) -> Tuning:
     found = net.calibration
     n = len(net.exit_names) + 1
     if found is None:
-        return Tuning(temperatures=(1.0,) * n, thresholds=(2.0,) * (n - 1) + (None,))
+        return Tuning(temperatures=(1.0,) * n, thresholds=(CLOSED,) * (n - 1) + (None,))
     return Tuning(
         temperatures=found.temperatures,
         thresholds=(*found.thresholds, None),

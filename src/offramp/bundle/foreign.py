@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from offramp.bundle.bundle import Bundle, write_bundle
-from offramp.bundle.codec import uint8_codec
+from offramp.bundle.assembly import assemble, made_with
+from offramp.bundle.bundle import Bundle
 from offramp.bundle.cuts import CutGraph
 from offramp.bundle.dataflow import Dataflow
-from offramp.bundle.manifest import (
-    Codec,
-    Exit,
-    Graph,
-    Manifest,
-    Preprocessing,
-    Provenance,
-    Stage,
-    Tuning,
-    cut_name,
-    wire_name,
-)
+from offramp.bundle.manifest import CLOSED, Preprocessing, Tuning, cut_name, wire_name
 from offramp.bundle.onnxload import load_onnx, prepared
-from offramp.bundle.partition import describe, forget_origin, partition
+from offramp.bundle.partition import forget_origin, partition, tensor_spec
 from offramp.bundle.shapes import session
 from offramp.errors import ConfigError, ExportError, InputError
 
 __all__ = ["bundle_from_onnx"]
-
-#: A threshold that no confidence reaches.
-_NEVER = 2.0
 
 
 def bundle_from_onnx(
@@ -100,52 +82,25 @@ def bundle_from_onnx(
         _check_logits(whole, answer)
     names = [[t.name for t in cut.tensors] for cut in chosen]
     pieces = partition(whole, names, [heads.get(i) for i in range(last)], final=graph.output, bundle_names=True)
-    files: dict[str, bytes] = {}
-
-    def add(piece: ModelProto, file: str) -> Graph:
+    for piece in (*pieces.stages, *(head for head in pieces.exits if head is not None)):
         forget_origin(piece)
-        content = files[file] = piece.SerializeToString(deterministic=True)
-        return describe(piece, file, content, hashlib.sha256(content).hexdigest())
-
-    graphs = [add(stage, f"stages/stage_{i}.onnx") for i, stage in enumerate(pieces.stages)]
-    found: list[Exit | None] = []
-    for i, piece in enumerate(pieces.exits):
-        head = None if piece is None else add(piece, f"exits/exit_{i}.onnx")
-        found.append(None if head is None else Exit(logits=head.outputs[0], graph=head))
-    codecs = []
-    for cut, value_range in _ranges(pieces.stages, graphs, samples):
-        encoder, decoder = uint8_codec(graphs[cut + 1].inputs, value_range)
-        stem = f"codecs/{cut_name(cut)}.uint8"
-        ends = add(encoder, f"{stem}.enc.onnx"), add(decoder, f"{stem}.dec.onnx")
-        codecs.append(Codec(cut=cut, mode="uint8", encoder=ends[0], decoder=ends[1]))
-    there = [one is not None for one in found]
-    manifest = Manifest(
+    ranges = _ranges(pieces.stages, samples)
+    there = [i in heads for i in range(last)]
+    return assemble(
+        path,
+        pieces,
         name=name,
-        classes=tuple(classes),
+        classes=classes,
         preprocessing=preprocessing,
-        input=graphs[0].inputs[0],
-        stages=tuple(
-            Stage(graph=described, density=1.0, depth=depth)
-            for described, depth in zip(graphs, pieces.depths, strict=True)
+        densities=(1.0,) * len(pieces.stages),
+        ranges=ranges,
+        tuning=Tuning(
+            temperatures=(*(1.0 if here else None for here in there), 1.0),
+            thresholds=(*(CLOSED if here else None for here in there), None),
+            mode="uint8" if ranges else "float",
         ),
-        exits=(*found, Exit(logits=graphs[-1].outputs[0], graph=None)),
-        codecs=tuple(codecs),
-        provenance=Provenance(
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            versions={
-                "python": platform.python_version(),
-                **{p: metadata.version(p) for p in ("offramp", "onnx")},
-            },
-            metrics={"cut_at": {cut_name(i): cut.name for i, cut in enumerate(chosen)}},
-        ),
+        provenance=made_with("onnx", metrics={"cut_at": {cut_name(i): cut.name for i, cut in enumerate(chosen)}}),
     )
-    tuning = Tuning(
-        temperatures=(*(1.0 if here else None for here in there), 1.0),
-        thresholds=(*(_NEVER if here else None for here in there), None),
-        mode="uint8" if codecs else "float",
-    )
-    write_bundle(path, manifest, tuning, files)
-    return Bundle.load(path)
 
 
 def _check_logits(model: ModelProto, name: str) -> None:
@@ -167,26 +122,24 @@ def _check_logits(model: ModelProto, name: str) -> None:
         )
 
 
-def _ranges(
-    stages: Sequence[ModelProto], graphs: Sequence[Graph], samples: NDArray[Any] | None
-) -> list[tuple[int, tuple[float, float]]]:
-    """The smallest and largest value of every cut of floats, the input's first, over some samples."""
+def _ranges(stages: Sequence[ModelProto], samples: NDArray[Any] | None) -> dict[int, tuple[float, float]]:
+    """By cut of floats, the input's under −1, the smallest and largest value over some samples."""
     if samples is None:
-        return []
-    spec = graphs[0].inputs[0]
+        return {}
+    spec = tensor_spec(stages[0].graph.input[0])
     if samples.dtype != spec.dtype or samples.shape[1:] != spec.shape or not len(samples):
         raise InputError(
             f"expected samples as {spec.dtype} of shape (N, {', '.join(map(str, spec.shape))}), got "
             f"{samples.dtype} of shape {samples.shape}"
         )
-    ranges = []
+    ranges = {}
     tensors = [samples]
-    for i, (stage, described) in enumerate(zip(stages, graphs, strict=True)):
-        if all(t.dtype == "float32" for t in described.inputs):
-            ranges.append((i - 1, (float(min(t.min() for t in tensors)), float(max(t.max() for t in tensors)))))
+    for i, stage in enumerate(stages):
+        if all(t.dtype == np.float32 for t in tensors):
+            ranges[i - 1] = float(min(t.min() for t in tensors)), float(max(t.max() for t in tensors))
         if i + 1 < len(stages):
-            feed = {t.name: value for t, value in zip(described.inputs, tensors, strict=True)}
-            tensors = session(stage).run([t.name for t in described.outputs], feed)
-    if not all(np.isfinite(edge) for _, pair in ranges for edge in pair):
+            feed = {t.name: value for t, value in zip(stage.graph.input, tensors, strict=True)}
+            tensors = session(stage).run([t.name for t in stage.graph.output], feed)
+    if not all(np.isfinite(edge) for pair in ranges.values() for edge in pair):
         raise InputError("a cut takes values that are not finite on these samples; give other samples, or none")
     return ranges

@@ -15,6 +15,7 @@ from offramp.errors import ConfigError
 from offramp.exits.confidence import Confidence
 
 __all__ = [
+    "CLOSED",
     "FORMAT",
     "NAME_PATTERN",
     "Codec",
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 FORMAT: Literal[1] = 1
+#: A threshold that no confidence reaches.
+CLOSED = 2.0
 #: What a bundle may be called on the wire.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 

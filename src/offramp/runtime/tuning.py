@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.bundle.manifest import Manifest, Tuning
+from offramp.bundle.manifest import CLOSED, Manifest, Tuning
 from offramp.errors import ConfigError
 from offramp.exits.calibration import Calibration, calibrate_logits, check_settings
 from offramp.runtime.evaluation import exit_logits, held_exits
@@ -88,7 +88,7 @@ def tune(
         thresholds[e] = threshold
     if found.confidence != old.confidence:
         # A threshold of another measure means nothing: what cannot be tuned here is closed.
-        thresholds = [2.0 if t is not None and i not in exits else t for i, t in enumerate(thresholds)]
+        thresholds = [CLOSED if t is not None and i not in exits else t for i, t in enumerate(thresholds)]
     tuning = old.model_copy(
         update={
             "temperatures": tuple(temperatures),

@@ -1,0 +1,106 @@
+"""From the pieces of a cut graph to a bundle on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from offramp.bundle.bundle import Bundle, write_bundle
+from offramp.bundle.codec import uint8_codec
+from offramp.bundle.manifest import (
+    Codec,
+    Exit,
+    Graph,
+    Manifest,
+    Preprocessing,
+    Provenance,
+    Stage,
+    Tuning,
+    cut_name,
+)
+from offramp.bundle.partition import Partition, describe
+
+__all__ = ["assemble", "made_with"]
+
+
+def assemble(
+    path: str | Path,
+    pieces: Partition,
+    *,
+    name: str,
+    classes: Sequence[str],
+    preprocessing: Preprocessing | None,
+    densities: Sequence[float],
+    ranges: Mapping[int, tuple[float, float]],
+    tuning: Tuning,
+    provenance: Provenance,
+) -> Bundle:
+    """Describes and writes every piece, with a `uint8` codec for every cut of floats whose range is known.
+
+    Args:
+        path: The bundle's directory; an older bundle there is replaced.
+        pieces: The graph, cut, its tensors called as a bundle calls them.
+        name: The bundle's name on the wire.
+        classes: The classes' names.
+        preprocessing: How an image becomes an input.
+        densities: Per stage the kept fraction of its weights.
+        ranges: By cut the smallest and largest value that crosses, the input's under −1.
+        tuning: What is written beside the manifest.
+        provenance: Where the network comes from.
+
+    Raises:
+        ExportError: A tensor that cannot travel.
+        BundleError: The bundle cannot be written, or does not hold together.
+    """
+    files: dict[str, bytes] = {}
+
+    def add(model: ModelProto, file: str) -> Graph:
+        content = files[file] = model.SerializeToString(deterministic=True)
+        return describe(model, file, content, hashlib.sha256(content).hexdigest())
+
+    graphs = [add(model, f"stages/stage_{i}.onnx") for i, model in enumerate(pieces.stages)]
+    heads = [None if m is None else add(m, f"exits/exit_{i}.onnx") for i, m in enumerate(pieces.exits)]
+    codecs = []
+    for cut, value_range in ranges.items():
+        tensors = graphs[cut + 1].inputs
+        if any(t.dtype != "float32" for t in tensors):
+            continue
+        stem = f"codecs/{cut_name(cut)}.uint8"
+        encoder, decoder = uint8_codec(tensors, value_range)
+        ends = add(encoder, f"{stem}.enc.onnx"), add(decoder, f"{stem}.dec.onnx")
+        codecs.append(Codec(cut=cut, mode="uint8", encoder=ends[0], decoder=ends[1]))
+    manifest = Manifest(
+        name=name,
+        classes=tuple(classes),
+        preprocessing=preprocessing,
+        input=graphs[0].inputs[0],
+        stages=tuple(
+            Stage(graph=graph, density=density, depth=depth)
+            for graph, density, depth in zip(graphs, densities, pieces.depths, strict=True)
+        ),
+        exits=(
+            *(None if head is None else Exit(logits=head.outputs[0], graph=head) for head in heads),
+            Exit(logits=graphs[-1].outputs[0], graph=None),
+        ),
+        codecs=tuple(codecs),
+        provenance=provenance,
+    )
+    write_bundle(path, manifest, tuning, files)
+    return Bundle.load(path)
+
+
+def made_with(*packages: str, **told: Any) -> Provenance:
+    """Provenance as of now: the versions of Python, offramp and other packages, and what else is told."""
+    versions = {p: metadata.version(p) for p in ("offramp", *packages)}
+    return Provenance(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        versions={"python": platform.python_version(), **versions},
+        **told,
+    )
