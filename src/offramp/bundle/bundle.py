@@ -27,7 +27,7 @@ from offramp.errors import (
     ExternalDataError,
 )
 
-__all__ = ["Bundle", "write_bundle"]
+__all__ = ["Bundle", "write_bundle", "write_whole"]
 
 MANIFEST, TUNING, HELD = "manifest.json", "tuning.json", "held.json"
 
@@ -154,8 +154,8 @@ class Bundle:
         _check_tuning(self.path, tuning, len(self.manifest.stages))
         file = self.path / TUNING
         try:
-            _put(file.read_bytes(), self.path / f"{TUNING}.bak", file)
-            _put((tuning.model_dump_json(indent=1) + "\n").encode(), file, file)
+            write_whole(self.path / f"{TUNING}.bak", file.read_bytes(), like=file)
+            write_whole(file, (tuning.model_dump_json(indent=1) + "\n").encode(), like=file)
         except OSError as error:
             raise BundleError(f"cannot write {file}: {error}; the old tuning is still there") from error
         return Bundle(self.path, self.manifest, tuning, self.held)
@@ -201,15 +201,25 @@ def write_bundle(
         raise BundleError(f"cannot write a bundle to {root}: {error}") from error
 
 
-def _put(content: bytes, target: Path, like: Path) -> None:
-    """Writes a file whole or not at all, with the permissions of another."""
+def write_whole(target: Path, content: bytes, *, like: Path | None = None) -> None:
+    """Writes a file whole or not at all; a file there stays until the new one is complete.
+
+    Args:
+        target: The file.
+        content: What it shall hold.
+        like: A file whose permissions it gets.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     fresh = target.with_name(f".{target.name}-{os.getpid()}")
     try:
         with fresh.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        shutil.copymode(like, fresh)
+        if like is not None:
+            shutil.copymode(like, fresh)
         os.replace(fresh, target)
     finally:
         fresh.unlink(missing_ok=True)

@@ -14,7 +14,6 @@ A trace file is a NumPy archive without pickles. Its arrays:
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
+from offramp.bundle.bundle import write_whole
 from offramp.config import Config
 from offramp.errors import TraceError
 from offramp.exits.confidence import Confidence
@@ -160,15 +160,12 @@ class Trace:
             "label": self.label,
             "meta": np.frombuffer(self.meta.model_dump_json().encode(), np.uint8),
         }
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **arrays)
         try:
-            with part.open("wb") as file:
-                np.savez_compressed(file, **arrays)
-            part.replace(path)
+            write_whole(path, packed.getvalue())
         except OSError as error:
             raise TraceError(f"cannot write to {path}: {error.strerror}") from error
-        finally:
-            part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
