@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from offramp.report.curves import Curve
 from offramp.reproduce.study import Outcome, interval, mean
@@ -70,7 +70,9 @@ def sentences(outcomes: Sequence[Outcome]) -> list[str]:
             first = factors[0]
             said.append(f"{what}: sparse is {drops[first]:.2f} points below dense at {first}x already")
         for kind in kinds:
-            ahead = {f: _ahead(outcomes, kind, f, e) for f in factors}
+            ahead = {
+                f: _ahead(_by_seed(outcomes, "sparse", f, e), _by_seed(outcomes, kind, f, e)) for f in factors
+            }
             told = ", ".join(f"{f}x {mean(a):+.2f} ± {interval(a):.2f}" for f, a in ahead.items())
             said.append(f"{what}: sparse against {kind}, seed by seed: {told}")
             level = [f"{f}x" for f, a in ahead.items() if mean(a) - interval(a) <= 0]
@@ -85,15 +87,8 @@ def _changed(outcomes: Sequence[Outcome], variant: str, exit_index: int, what: s
     (factor,) = {o["factor"] for o in outcomes if o["variant"] == variant}
 
     def against(kind: str, other: str) -> str:
-        ours, theirs = (
-            {
-                o["seed"]: 100 * o["test"][exit_index]
-                for o in outcomes
-                if (o["kind"], o["factor"], o["variant"]) == which
-            }
-            for which in (("sparse", factor, variant), (kind, factor, other))
-        )
-        return _span([ours[seed] - theirs[seed] for seed in ours], "+")
+        ours = _by_seed(outcomes, "sparse", factor, exit_index, variant)
+        return _span(_ahead(ours, _by_seed(outcomes, kind, factor, exit_index, other)), "+")
 
     return (
         f"{what}: sparse, {variant}, at {factor}x: {against('sparse', '')} against plain sparse, "
@@ -101,18 +96,22 @@ def _changed(outcomes: Sequence[Outcome], variant: str, exit_index: int, what: s
     )
 
 
-def _accuracies(
+def _by_seed(
     outcomes: Sequence[Outcome], kind: str, factor: int, exit_index: int, variant: str = ""
-) -> list[float]:
-    """In %, by seed."""
+) -> dict[int, float]:
+    """Accuracies in %."""
     wanted = (kind, factor, variant)
     found = [o for o in outcomes if (o["kind"], o["factor"], o["variant"]) == wanted]
-    return [100 * o["test"][exit_index] for o in sorted(found, key=lambda o: o["seed"])]
+    return {o["seed"]: 100 * o["test"][exit_index] for o in sorted(found, key=lambda o: o["seed"])}
 
 
-def _ahead(outcomes: Sequence[Outcome], kind: str, factor: int, exit_index: int) -> list[float]:
-    sparse, other = (_accuracies(outcomes, k, factor, exit_index) for k in ("sparse", kind))
-    return [a - b for a, b in zip(sparse, other, strict=True)]
+def _accuracies(outcomes: Sequence[Outcome], kind: str, factor: int, exit_index: int) -> list[float]:
+    return list(_by_seed(outcomes, kind, factor, exit_index).values())
+
+
+def _ahead(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
+    """By how much, seed by seed."""
+    return [accuracy - theirs[seed] for seed, accuracy in ours.items()]
 
 
 def _span(values: Sequence[float], sign: str = "") -> str:
