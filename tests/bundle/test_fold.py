@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser, shape_inference
+from onnx_graphs import outputs
 from torch import Tensor, nn
 
 import offramp as off
@@ -22,14 +22,6 @@ from offramp.bundle.fold import fold_gathers, fold_weights
 
 OPSET = 18
 Array = NDArray[Any]
-
-
-def outputs(model: ModelProto, x: Array) -> list[Array]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return list(session.run(None, {session.get_inputs()[0].name: x}))
 
 
 def operations(model: ModelProto) -> Counter[str]:

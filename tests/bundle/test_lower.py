@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx_graphs import outputs
 from torch import nn
 
 import offramp as off
@@ -30,14 +30,6 @@ TAKEN = ["Reshape", "Gather", "Reshape"]
 BOTH = ["Reshape", "Transpose", "Gather", "Reshape"]
 TABLES = ["Reshape", "Transpose", "Reshape", "Gather", "Reshape"]
 AS_IT_WAS = ["Gather"]
-
-
-def outputs(model: ModelProto, x: Array) -> list[Array]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return list(session.run(None, {session.get_inputs()[0].name: x}))
 
 
 def operations(model: ModelProto) -> list[str]:
