@@ -122,6 +122,7 @@ def archive(**changes: Any) -> bytes:
 HOSTILE: list[tuple[bytes, str]] = [
     (b"", "is not a trace"),
     (b"not an archive", "is not a trace"),
+    (b"\x93NUMPY\x01\x00\x76\x00" + b"{'shape': (2,L, ".ljust(118), "is not a trace"),
     (archive()[:200], "is not a trace"),
     (archive()[:-30], "is not a trace"),
     (archive(label=None), "is not a trace: .*label"),

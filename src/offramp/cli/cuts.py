@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from tokenize import TokenError
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -177,12 +176,12 @@ def _exit(text: str) -> tuple[int, str]:
 
 
 def _samples(file: Path) -> Any:
-    import numpy as np
+    from offramp.datasets.arrays import read_arrays
 
     try:
-        array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, TokenError) as error:  # the last from a torn header
+        array = read_arrays(file)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"--samples {file} is no array that can be read: {error}") from error
-    if not isinstance(array, np.ndarray):
+    if isinstance(array, dict):
         raise ConfigError(f"--samples {file} holds several arrays; one .npy file is expected")
     return array

@@ -14,7 +14,6 @@ A trace file is a NumPy archive without pickles. Its arrays:
 from __future__ import annotations
 
 import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,12 +24,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from offramp.bundle.bundle import write_whole
 from offramp.config import Config
+from offramp.datasets.arrays import read_arrays
 from offramp.errors import TraceError
 from offramp.exits.confidence import Confidence
 
 __all__ = ["FORMAT", "Trace", "TraceMeta"]
 
 FORMAT: Literal[1] = 1
+_ARRAYS = ("format", "prediction", "confidence", "label", "meta")
 
 _Count = Annotated[int, Field(ge=0)]
 _Ms = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -175,21 +176,22 @@ class Trace:
             TraceError: A file that is missing, no trace, of another format, or does not agree with itself.
         """
         try:
-            content = Path(path).read_bytes()
+            arrays = read_arrays(path)
+            if not isinstance(arrays, dict):
+                raise ValueError("it is a single array")
+            missing = [name for name in _ARRAYS if name not in arrays]
+            if missing:
+                raise ValueError(f"it has no {', '.join(missing)}")
+            version = int(arrays["format"])
         except OSError as error:
             raise TraceError(f"cannot read {path}: {error.strerror}") from error
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            found = {name: arrays[name] for name in ("format", "prediction", "confidence", "label", "meta")}
-            version = int(found["format"])
-        except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        except (ValueError, TypeError) as error:
             raise TraceError(f"{path} is not a trace: {error}") from error
         if version != FORMAT:
             raise TraceError(f"{path} has trace format {version}; this offramp reads {FORMAT}")
         try:
-            meta = TraceMeta.model_validate_json(found["meta"].tobytes())
-            return cls(found["prediction"], found["confidence"], found["label"], meta)
+            meta = TraceMeta.model_validate_json(arrays["meta"].tobytes())
+            return cls(arrays["prediction"], arrays["confidence"], arrays["label"], meta)
         except (ValidationError, TraceError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise TraceError(f"{path}: {reason}") from error

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from offramp.bundle.manifest import Manifest, Preprocessing
 from offramp.datasets import DATASETS, ImageData, Parts, folder_parts, image_folder, named_parts
+from offramp.datasets.arrays import read_arrays
 from offramp.errors import ConfigError, DatasetError
 
 __all__ = ["Labelled", "held_out_data", "test_data"]
@@ -151,13 +152,16 @@ def _labelled(data: ImageData, manifest: Manifest, what: str, doubt: str = "") -
 
 def _arrays(path: Path) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
     try:
-        # Opened here, since NumPy leaves the file of a torn archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            inputs, labels = np.asarray(arrays["x"]), np.asarray(arrays["y"])
-    except Exception as error:  # NumPy reads an array's header as Python text, and fails in as many ways
+        arrays = read_arrays(path)
+        if not isinstance(arrays, dict):
+            raise ValueError("it is a single array")
+        if missing := [name for name in ("x", "y") if name not in arrays]:
+            raise ValueError(f"{missing[0]} is not a file in the archive")
+    except (OSError, ValueError) as error:
         raise DatasetError(
             f"{path} is no .npz file with inputs `x` and labels `y` that can be read: {error}"
         ) from error
+    inputs, labels = arrays["x"], arrays["y"]
     if labels.dtype.kind not in "iu" or labels.ndim != 1 or inputs.shape[:1] != labels.shape:
         raise DatasetError(
             f"{path}: expected `x` of shape (N, …) and whole numbers `y` of shape (N,), got {inputs.dtype} "

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.bundle.manifest import Preprocessing, TensorSpec
 from offramp.datasets import IMAGE_SUFFIXES, load_image
+from offramp.datasets.arrays import read_arrays
 from offramp.errors import ConfigError, DatasetError
 
 __all__ = ["Broken", "find_inputs", "read_inputs"]
@@ -69,14 +68,7 @@ def read_inputs(
             continue
         try:
             batch = _array(path, spec, images)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            EOFError,
-            TokenError,
-            BadZipFile,
-        ) as error:  # torn headers, archives
+        except (OSError, ValueError) as error:
             yield str(path), Broken(f"{path} is not an array that can be read: {error}")
             continue
         for i, x in enumerate(batch):
@@ -93,16 +85,11 @@ def _image(path: Path, images: Preprocessing | None) -> Any:
 
 
 def _array(path: Path, spec: TensorSpec, images: Preprocessing | None) -> NDArray[Any]:
-    with path.open("rb") as file:  # opened here: NumPy leaves a torn archive open
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            array = loaded
-        else:
-            if len(loaded.files) != 1:
-                raise ValueError(
-                    f"it holds {len(loaded.files)} arrays ({', '.join(loaded.files)}); one is expected"
-                )
-            array = loaded[loaded.files[0]]
+    array = read_arrays(path)
+    if isinstance(array, dict):
+        if len(array) != 1:
+            raise ValueError(f"it holds {len(array)} arrays ({', '.join(array)}); one is expected")
+        (array,) = array.values()
     single = len(spec.shape)
     if array.dtype == np.uint8 and spec.dtype != "uint8" and images is not None:
         single = 2 if images.color == "grey" else 3
