@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
-from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.bundle.bundle import Bundle
 from offramp.bundle.export import export
@@ -27,6 +26,7 @@ from offramp.exits.evaluation import calibrate, evaluate
 from offramp.exits.heads import PooledHead
 from offramp.exits.network import MultiExit
 from offramp.exits.training import FitResult, fit
+from offramp.reproduce.networks import count
 from offramp.sparse.config import SparsityConfig
 from offramp.sparse.report import SparsityReport
 from offramp.sparse.sparsify import sparsify_
@@ -226,11 +226,11 @@ def _narrow_widths(example: Tensor, classes: int) -> tuple[int, int, int, int]:
     """The widths, in the dense network's proportions, whose cost is nearest to the sparse network's."""
     with torch.random.fork_rng(devices=[]):
         sparse, _ = build("sparse", example, classes)
-        target = _macs(sparse, example)
+        target = count(sparse, example).macs
 
         def macs(a: int) -> int:
             narrow = _network(_proportioned(a), example, classes)
-            return _macs(_with_exits(narrow, example, classes), example)
+            return count(_with_exits(narrow, example, classes), example).macs
 
         a = bisect.bisect_left(range(WIDTHS[0]), target, lo=2, key=macs)
         return _proportioned(min(a - 1, a, key=lambda a: abs(macs(a) - target)))
@@ -239,10 +239,3 @@ def _narrow_widths(example: Tensor, classes: int) -> tuple[int, int, int, int]:
 def _proportioned(first: int) -> tuple[int, int, int, int]:
     a, b, c, hidden = (round(first * w / WIDTHS[0]) for w in WIDTHS)
     return a, b, c, hidden
-
-
-def _macs(net: MultiExit, example: Tensor) -> int:
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        net(example)
-    return int(counter.get_total_flops()) // 2
