@@ -87,9 +87,13 @@ def _decode(graph: _Graph, tensor: TensorSpec, packed: TensorSpec, quantiser: Qu
         low = graph.constant(f"{name}/low", np.array([2**bits - 1], np.uint8))
         planes = []
         for i in range(parts):
-            by = graph.constant(f"{name}/by_{i}", np.array([bits * i], np.uint8))
-            shifted = graph.node("BitShift", [packed.name, by], f"{name}/shifted_{i}", direction="RIGHT")
-            planes.append(graph.node("BitwiseAnd", [shifted, low], f"{name}/plane_{i}"))
+            plane = packed.name
+            if i > 0:  # the first part lies in the lowest bits already, above the last one there is nothing
+                by = graph.constant(f"{name}/by_{i}", np.array([bits * i], np.uint8))
+                plane = graph.node("BitShift", [plane, by], f"{name}/shifted_{i}", direction="RIGHT")
+            if i < parts - 1:
+                plane = graph.node("BitwiseAnd", [plane, low], f"{name}/plane_{i}")
+            planes.append(plane)
         last = graph.node("Concat", planes, f"{name}/row", axis=1)
         if spare:
             bounds = ((f"{name}/{what}", np.array([value])) for what, value in (("from", 0), ("to", -spare)))
