@@ -126,7 +126,7 @@ def test_the_manifest_says_where_it_comes_from(digits_net: off.MultiExit, bundle
     m = bundle.manifest
     assert m.name == "digits"
     assert m.classes == tuple("0123456789")
-    assert (m.input.name, m.input.dtype, m.input.shape) == ("input", "float32", (1, 28, 28))
+    assert [(t.name, t.dtype, t.shape) for t in m.inputs] == [("input", "float32", (1, 28, 28))]
     assert {"python", "offramp", "torch", "onnx", "onnxscript"} == set(m.provenance.versions)
     sparse = {
         name: layer.pattern.digest

@@ -80,7 +80,7 @@ def assemble(
         name=name,
         classes=tuple(classes),
         preprocessing=preprocessing,
-        input=graphs[0].inputs[0],
+        inputs=graphs[0].inputs,
         stages=tuple(
             Stage(graph=graph, density=density, depth=depth)
             for graph, density, depth in zip(graphs, densities, pieces.depths, strict=True)

@@ -14,6 +14,7 @@ from offramp.bundle.assembly import assemble, made_with
 from offramp.bundle.bundle import Bundle
 from offramp.bundle.cuts import CutGraph
 from offramp.bundle.dataflow import Dataflow
+from offramp.bundle.feed import by_name
 from offramp.bundle.manifest import CLOSED, Preprocessing, Tuning, cut_name, wire_name
 from offramp.bundle.onnxload import load_onnx, prepared
 from offramp.bundle.partition import forget_origin, partition, tensor_spec
@@ -31,7 +32,7 @@ def bundle_from_onnx(
     exits: Mapping[int, str] | None = None,
     output: str | None = None,
     free_batch: bool = False,
-    samples: NDArray[Any] | None = None,
+    samples: NDArray[Any] | Mapping[str, NDArray[Any]] | None = None,
     name: str | None = None,
     classes: Sequence[str] = (),
     preprocessing: Preprocessing | None = None,
@@ -43,21 +44,21 @@ def bundle_from_onnx(
     `tuning.json` says otherwise.
 
     Args:
-        model: A file, or what was read from one. It has one input and gives logits (N, classes).
+        model: A file, or what was read from one. It gives logits (N, classes).
         cuts: Per cut the tensors that cross, joined by "+", in any order.
         path: The bundle's directory; an older bundle there is replaced.
         exits: By the number of a cut, counted from the input, the name of its exit's logits.
         output: The network's own logits; the graph's last output if left out.
         free_batch: As `load_onnx` says; for a file.
-        samples: Inputs (N, …) on which the range of each cut is measured, so that it may travel as `uint8`.
-            Without them, cuts travel as `float`.
+        samples: Inputs (N, …) on which the range of each cut is measured, so that it may travel as `uint8`; of
+            several inputs by name. Without them, cuts travel as `float`.
         name: The bundle's name on the wire; made from the directory's name if left out.
         classes: The classes' names.
         preprocessing: How an image becomes an input.
 
     Raises:
         ConfigError: A name that is not there, cuts side by side, or an exit of a cut that is not there.
-        ExportError: A model that cannot be read, run, or cut; several inputs; an output that holds no logits.
+        ExportError: A model that cannot be read, run, or cut; an output that holds no logits.
         ExternalDataError: Weights outside the model's folder.
         InputError: Samples that the network cannot take.
         BundleError: The bundle cannot be written, or does not hold together.
@@ -66,12 +67,6 @@ def bundle_from_onnx(
     source = model if isinstance(model, ModelProto) else load_onnx(model, free_batch=free_batch)
     whole = prepared(source)
     graph = CutGraph(whole, output)
-    inputs = Dataflow(whole).inputs
-    if len(inputs) != 1:
-        raise ExportError(
-            f"the graph takes {len(inputs)} inputs ({', '.join(inputs)}), a bundle one; make the others constants "
-            "of the graph, or derive them from the one"
-        )
     chosen = graph.at(cuts)
     heads = dict(exits or {})
     unknown = [number for number in heads if number not in range(len(chosen))]
@@ -122,18 +117,21 @@ def _check_logits(model: ModelProto, name: str) -> None:
         )
 
 
-def _ranges(stages: Sequence[ModelProto], samples: NDArray[Any] | None) -> dict[int, tuple[float, float]]:
+def _ranges(
+    stages: Sequence[ModelProto], samples: NDArray[Any] | Mapping[str, NDArray[Any]] | None
+) -> dict[int, tuple[float, float]]:
     """By cut of floats, the input's under −1, the smallest and largest value over some samples."""
     if samples is None:
         return {}
-    spec = tensor_spec(stages[0].graph.input[0])
-    if samples.dtype != spec.dtype or samples.shape[1:] != spec.shape or not len(samples):
-        raise InputError(
-            f"expected samples as {spec.dtype} of shape (N, {', '.join(map(str, spec.shape))}), got "
-            f"{samples.dtype} of shape {samples.shape}"
-        )
+    specs = [tensor_spec(value) for value in stages[0].graph.input]
+    tensors = list(by_name(samples, specs).values())
+    for spec, x in zip(specs, tensors, strict=True):
+        if x.dtype != spec.dtype or x.shape[1:] != spec.shape or not len(x) or len(x) != len(tensors[0]):
+            raise InputError(
+                f"expected {len(tensors[0])} samples of {spec.name} as {spec.dtype} of shape "
+                f"(N, {', '.join(map(str, spec.shape))}), got {x.dtype} of shape {x.shape}"
+            )
     ranges = {}
-    tensors = [samples]
     for i, stage in enumerate(stages):
         if all(t.dtype == np.float32 for t in tensors):
             ranges[i - 1] = float(min(t.min() for t in tensors)), float(max(t.max() for t in tensors))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,10 +17,11 @@ from offramp.errors import ExportError
 
 __all__ = ["Cost", "Partition", "depths", "describe", "forget_origin", "graph_cost", "partition", "tensor_spec"]
 
-_DTYPES: dict[int, Literal["float32", "uint8", "int64"]] = {
+_DTYPES: dict[int, Literal["float32", "uint8", "int64", "bool"]] = {
     TensorProto.FLOAT: "float32",
     TensorProto.UINT8: "uint8",
     TensorProto.INT64: "int64",
+    TensorProto.BOOL: "bool",
 }
 
 
@@ -57,20 +59,25 @@ def partition(
         exits: Per cut the name of its exit's logits, or None.
         final: The name of the network's own output.
         bundle_names: Call what enters and leaves the pieces `input`, `cut_0`, `exit_0` and so on, and where
-            several tensors cross `cut_0_0`, `cut_0_1`. Otherwise they keep their names; what is handed on is
-            called `NAME.cut_1` from cut 1 to stage 2.
+            several tensors cross `cut_0_0`, `cut_0_1`; several inputs keep their names. Otherwise all do; what
+            is handed on is called `NAME.cut_1` from cut 1 to stage 2.
 
     Returns:
         One stage more than cuts, an exit per cut, and the depth ℓ at the end of every stage.
 
     Raises:
-        ExportError: A name that the graph does not have, or a cut that does not separate it.
+        ExportError: A name that the graph does not have, a cut that does not separate it, or one of several inputs
+            that is called like a cut or an exit of the bundle.
     """
     flow = Dataflow(model)
     if not flow.inputs:
         raise ExportError("the graph takes no input; there is nothing to send")
     if len(exits) != len(cuts):
         raise ExportError(f"{len(cuts)} cuts need as many exits (None for none), not {len(exits)}")
+    if bundle_names and len(flow.inputs) > 1:
+        taken = [name for name in flow.inputs if re.fullmatch(r"(cut|exit)_\d+(_\d+)?", name)]
+        if taken:
+            raise ExportError(f"the input {taken[0]!r} is called as bundles call a cut or an exit; rename it")
     cutter = _Cutter(flow)
     last = len(cuts)
     edges = [flow.inputs, *[list(cut) for cut in cuts], [final]]
@@ -93,6 +100,8 @@ def partition(
 def _ends(edges: Sequence[Sequence[str]], edge: int, bundle_names: bool) -> dict[str, str]:
     """What the tensors of an edge (0 is the input, 1 is cut 0) are called between the pieces."""
     here = edges[edge]
+    if bundle_names and edge == 0 and len(here) > 1:
+        return {name: name for name in here}
     if bundle_names:
         called = cut_name(edge - 1)
         return {name: called if len(here) == 1 else f"{called}_{i}" for i, name in enumerate(here)}

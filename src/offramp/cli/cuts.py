@@ -54,7 +54,8 @@ def cuts(
     samples: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.npy", help="Inputs for the range of each cut, so that the bundle may send it as uint8."
+            metavar="FILE.npy|FILE.npz",
+            help="Inputs for the range of each cut, so that the bundle may send it as uint8; several by name.",
         ),
     ] = None,
     free_batch: Annotated[
@@ -179,9 +180,6 @@ def _samples(file: Path) -> Any:
     from offramp.datasets.arrays import read_arrays
 
     try:
-        array = read_arrays(file)
+        return read_arrays(file)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--samples {file} is no array that can be read: {error}") from error
-    if isinstance(array, dict):
-        raise ConfigError(f"--samples {file} holds several arrays; one .npy file is expected")
-    return array
+        raise ConfigError(f"--samples {file} is no NumPy file that can be read: {error}") from error
