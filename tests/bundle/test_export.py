@@ -255,19 +255,26 @@ def test_a_network_that_cannot_be_exported_is_told_why() -> None:
         export_graph(net, torch.zeros(1, 4))
 
 
-def test_a_cut_that_does_not_separate_is_refused(tmp_path: Path) -> None:
+def test_what_skips_a_tap_crosses_with_it(tmp_path: Path) -> None:
     class Around(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.a(x)) + x
+            first = self.a(x)
+            return self.b(first.relu()) + first.tanh() + x
 
-    net = off.MultiExit(Around(), {"a": off.PooledHead(2)}, example_input=torch.zeros(1, 4))
-    with pytest.raises(ExportError, match=r"stage 1 needs the tensor 'input' besides cut_0"):
-        export(net, torch.zeros(1, 4), tmp_path / "x.bundle")
-    assert not (tmp_path / "x.bundle").exists()
+    x = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+    net = off.MultiExit(Around(), {"a": off.PooledHead(4), "b": off.PooledHead(4)}, example_input=x)
+    bundle = export(net, x, tmp_path / "x.bundle")
+    crossing = [bundle.manifest.cut(i) for i in range(2)]
+    assert [[t.name for t in cut] for cut in crossing] == [
+        ["cut_0_0", "cut_0_1"],
+        ["cut_1_0", "cut_1_1", "cut_1_2"],
+    ]
+    for got, wanted in zip(chained(bundle, x.numpy()), logits_of(net, x), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-6)
 
 
 EXAMPLE = torch.zeros(1, 1, 28, 28)

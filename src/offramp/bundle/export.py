@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from offramp.bundle.assembly import assemble, made_with
 from offramp.bundle.bundle import Bundle
 from offramp.bundle.codec import OPSET
+from offramp.bundle.crossing import crossings
+from offramp.bundle.dataflow import Dataflow
 from offramp.bundle.fold import fold_gathers, fold_weights
 from offramp.bundle.lower import lower_gathers
 from offramp.bundle.manifest import CLOSED, Preprocessing, Tuning, cut_name, wire_name
-from offramp.bundle.partition import forget_origin, partition
+from offramp.bundle.partition import Partition, forget_origin, partition
 from offramp.errors import ConfigError, ExportError
 from offramp.evalmode import eval_mode
 from offramp.exits.network import MultiExit
@@ -126,8 +128,9 @@ def export(
 ) -> Bundle:
     """Exports a network, cuts it at its exits, and writes a verified bundle.
 
-    Temperatures, thresholds and the range of each cut come from `calibrate`. Without it every threshold
-    keeps everything from leaving early, and cuts travel as `float` only.
+    What crosses a cut is its exit's feature, and whatever else later stages need: inputs such as an attention
+    mask, tensors that skip the cut. Temperatures, thresholds and the range of each cut come from `calibrate`.
+    Without it every threshold keeps everything from leaving early, and cuts travel as `float` only.
 
     Args:
         net: A trained network.
@@ -148,9 +151,9 @@ def export(
     name = wire_name(path, name)
     whole = export_graph(net, example_input)
     last = len(net.exit_names)
-    cuts = [[cut_name(i)] for i in range(last)]
-    pieces = partition(whole, cuts, [f"exit_{i}" for i in range(last)], final=f"exit_{last}")
-    found = net.calibration
+    final, answers = f"exit_{last}", [f"exit_{i}" for i in range(last)]
+    cuts = crossings(Dataflow(whole), [cut_name(i) for i in range(last)], answers, final)
+    pieces = partition(whole, cuts, answers, final=final, bundle_names=True)
     return assemble(
         path,
         pieces,
@@ -158,7 +161,7 @@ def export(
         classes=classes,
         preprocessing=preprocessing,
         densities=_stage_densities(net, example_input),
-        ranges={} if found is None else dict(enumerate(found.ranges, start=-1)),
+        ranges=_ranges(net, pieces),
         tuning=_tuning(net),
         provenance=made_with(
             "torch",
@@ -174,6 +177,17 @@ def export(
             metrics=metrics or {},
         ),
     )
+
+
+def _ranges(net: MultiExit, pieces: Partition) -> dict[int, tuple[float, float]]:
+    """By cut the range of its floats, where calibration has seen all of them: of a cut it only sees the tap."""
+    if net.calibration is None:
+        return {}
+    ranges = dict(enumerate(net.calibration.ranges, start=-1))
+    floats = [
+        [v for v in s.graph.input if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT] for s in pieces.stages
+    ]
+    return {cut: ranges[cut] for cut in ranges if cut == -1 or len(floats[cut + 1]) == 1}
 
 
 def _tuning(net: MultiExit) -> Tuning:

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, ValueInfoProto, compose, helper
 
+from offramp.bundle.crossing import ancestors, made_of_inputs
 from offramp.bundle.dataflow import Dataflow, needs
 from offramp.bundle.manifest import Graph, TensorSpec, cut_name
 from offramp.bundle.shapes import node_macs
@@ -23,6 +24,8 @@ _DTYPES: dict[int, Literal["float32", "uint8", "int64", "bool"]] = {
     TensorProto.INT64: "int64",
     TensorProto.BOOL: "bool",
 }
+#: The source of what is not made of inputs alone; no cut holds it.
+_NOWHERE = frozenset([""])
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ def partition(
 
     Args:
         model: The whole graph. Of several inputs, those that later stages need have to cross each cut before.
-        cuts: Per cut the names of the tensors that cross, in the order in which they are computed. What crosses
-            several cuts is handed on from stage to stage.
+        cuts: Per cut the names of the tensors that cross. What crosses several cuts is handed on from stage to
+            stage; what is made of inputs that cross, as `made_of_inputs` says, is made anew.
         exits: Per cut the name of its exit's logits, or None.
         final: The name of the network's own output.
         bundle_names: Call what enters and leaves the pieces `input`, `cut_0`, `exit_0` and so on, and where
@@ -195,7 +198,7 @@ class _Cutter:
     """Takes pieces out of a graph, between named tensors."""
 
     def __init__(self, flow: Dataflow) -> None:
-        self._flow = flow
+        self._flow, self._sources = flow, made_of_inputs(flow)
 
     def piece(self, entering: Mapping[str, str], leaving: Mapping[str, str], what: str) -> ModelProto:
         """The part of the graph that computes some tensors from others alone.
@@ -239,7 +242,7 @@ class _Cutter:
 
     def _needed(self, inputs: Sequence[str], outputs: Sequence[str], what: str) -> tuple[set[str], set[str]]:
         """The tensors that a piece makes, and those of them that only hold sizes."""
-        flow, earlier = self._flow, self._ancestors(inputs)
+        flow, earlier = self._flow, ancestors(self._flow, inputs)
         found: set[str] = set()
         sizes: set[str] = set()
         waiting = [name for name in outputs if name not in inputs]
@@ -247,7 +250,8 @@ class _Cutter:
             name = waiting.pop()
             if name in found or name in inputs:
                 continue
-            if name in flow.live and (name in earlier or name not in flow.makers):
+            again = name in flow.makers and self._sources.get(name, _NOWHERE) <= set(inputs)
+            if name in flow.live and not again and (name in earlier or name not in flow.makers):
                 raise ExportError(
                     f"{what} needs the tensor {name!r} besides {', '.join(inputs)}: the cut does not separate "
                     "the graph; let that tensor cross too, or cut elsewhere"
@@ -259,18 +263,6 @@ class _Cutter:
             elif maker is not None:
                 waiting += needs(maker)
         return found, sizes
-
-    def _ancestors(self, names: Sequence[str]) -> set[str]:
-        found: set[str] = set()
-        waiting = list(names)
-        while waiting:
-            maker = self._flow.makers.get(waiting.pop())
-            if maker is None or self._flow.only_batch(maker):
-                continue  # whose sizes are read may be computed anywhere
-            fresh = [n for n in needs(maker) if n not in found]
-            found.update(fresh)
-            waiting += fresh
-        return found
 
 
 def _rename_ends(graph: GraphProto, entering: Mapping[str, str], leaving: Mapping[str, str]) -> None:
