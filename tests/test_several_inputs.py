@@ -79,7 +79,7 @@ class Samples(Dataset[Any]):
 def net() -> off.MultiExit:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        heads = {"layers.0": off.TokenHead(2, "first"), "layers.1": off.TokenHead(2, "first")}
+        heads = {"layers.0": off.TokenHead(2, "first"), "layers.1": off.TokenHead(2, mask="attention_mask")}
         net = off.MultiExit(Encoder(), heads, example_input={"ids": IDS[:1], "attention_mask": MASK[:1]})
         loader = DataLoader(Samples(), batch_size=25)
         off.fit(net, loader, epochs=4, lr=1e-2, progress=False, accelerator="cpu")

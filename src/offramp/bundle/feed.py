@@ -20,13 +20,15 @@ def by_name(given: Any, specs: Sequence[TensorSpec]) -> dict[str, Array]:
     """A network's inputs as arrays by name, in the manifest's order; shapes and element types are not looked at.
 
     Args:
-        given: A mapping by input name. Or, where there is one input, that array; where there are several, a
-            tuple or list of arrays by place.
+        given: A mapping by input name. Or, where there is one input, that array, or a mapping that holds nothing
+            else; where there are several, a tuple or list of arrays by place.
         specs: The network's inputs.
 
     Raises:
         InputError: A missing or unknown name, another number of arrays, or what is no array.
     """
+    if isinstance(given, Mapping) and len(specs) == len(given) == 1:
+        (given,) = given.values()  # the only one, whatever it is called outside
     if isinstance(given, Mapping):
         names = [spec.name for spec in specs]
         if unknown := [str(name) for name in given if name not in names]:

@@ -187,7 +187,10 @@ def tensor_spec(value: ValueInfoProto) -> TensorSpec:
     dims = tensor.shape.dim
     if dtype is None:
         kind = TensorProto.DataType.Name(tensor.elem_type)
-        raise ExportError(f"tensor {value.name!r} is {kind}; {', '.join(_DTYPES.values())} can travel")
+        raise ExportError(
+            f"tensor {value.name!r} is {kind}; {', '.join(_DTYPES.values())} can travel. Cut elsewhere; if it "
+            "is an input, let the network take one of these and cast it itself"
+        )
     if not dims or any(d.dim_value < 1 for d in dims[1:]):
         shape = [d.dim_param or d.dim_value for d in dims]
         raise ExportError(f"tensor {value.name!r} has shape {shape}; only the batch (the first) may be dynamic")
