@@ -13,11 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto
 from onnx_graphs import Builder, branch, encoder, inception, scripted, unet, value
+from typer.testing import CliRunner
 
 import offramp as off
 from offramp.bundle.cuts import find_cuts
 from offramp.bundle.foreign import bundle_from_onnx
 from offramp.bundle.shapes import session
+from offramp.cli import app
 from offramp.errors import ConfigError, ExportError, InputError
 from offramp.runtime.tail import TailRequest
 from offramp.serving.server import GrpcServer
@@ -240,6 +242,23 @@ def test_samples_of_several_inputs_that_do_not_fit(samples: Any, words: str, tmp
     model = encoder()
     with pytest.raises(InputError, match=words):
         bundle_from_onnx(model, [find_cuts(model)[3].name], tmp_path / "no.bundle", samples=samples)
+
+
+def test_the_command_takes_samples_by_name(tmp_path: Path) -> None:
+    onnx.save(encoder(), tmp_path / "text.onnx")
+    np.savez(tmp_path / "text.npz", **TEXT)
+    np.save(tmp_path / "ids.npy", TEXT["ids"])
+    out = str(tmp_path / "text.bundle")
+    call = ["cuts", str(tmp_path / "text.onnx"), "--best", "0.6", "--out", out, "--samples"]
+    done = CliRunner().invoke(app, [*call, str(tmp_path / "text.npz")])
+    assert done.exit_code == 0, done.output
+    made = off.Bundle.load(out)
+    assert [t.name for t in made.manifest.inputs] == ["ids", "mask"]
+    assert made.manifest.modes(-1) == ("float",)
+    assert made.manifest.modes(0) == ("float", "uint8")
+    wrong = CliRunner().invoke(app, [*call, str(tmp_path / "ids.npy")])
+    assert isinstance(wrong.exception, InputError)
+    assert "give a dict by name" in str(wrong.exception)
 
 
 def switched(kind: int, called: str = "on") -> ModelProto:

@@ -182,4 +182,4 @@ def _samples(file: Path) -> Any:
     try:
         return read_arrays(file)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--samples {file} is no NumPy file that can be read: {error}") from error
+        raise ConfigError(f"--samples {file} is no array that can be read: {error}") from error
