@@ -182,7 +182,8 @@ class TokenHead(nn.Module):
 
 def inputs_of(head: nn.Module) -> tuple[str, ...]:
     """The network's inputs that a head takes besides its feature, by argument name."""
-    return tuple(getattr(head, "takes", ()))
+    names = getattr(head, "takes", ())
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def taken(head: nn.Module, given: Mapping[str, Any]) -> list[Any]:
