@@ -118,7 +118,7 @@ def _bundle(path: Path, size: int) -> Bundle:
     second = stage("stages/stage_1.onnx", _model("Slice", ("cut_0", size), ("exit_1", CLASSES), bounds))
     manifest = Manifest(
         name="trip",
-        input=first.inputs[0],
+        inputs=first.inputs,
         stages=(Stage(graph=first, depth=0, density=1), Stage(graph=second, depth=0, density=1)),
         exits=(None, Exit(logits=second.outputs[0], graph=None)),
     )

@@ -19,7 +19,7 @@ OfframpError
 │   ├── ExternalDataError    an ONNX file that points to data outside itself
 │   └── BundleShapeError     stages whose tensors do not chain
 ├── TraceError               a trace that cannot be read or written, or does not agree with itself
-├── InputError               an input of wrong shape or dtype, or not finite
+├── InputError               an input of wrong name, shape or dtype, or not finite
 ├── ActionError              a policy chose what this edge cannot do
 ├── StageError               the ONNX runtime failed in a stage
 └── ServerError              the server's side of an offload
@@ -109,7 +109,7 @@ class TraceError(OfframpError):
 
 
 class InputError(OfframpError, ValueError):
-    """An input of wrong shape or dtype, or not finite."""
+    """An input of wrong name, shape or dtype, or not finite."""
 
 
 class ActionError(OfframpError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,13 +13,17 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto
 from onnx_graphs import Builder, branch, encoder, inception, scripted, unet, value
+from typer.testing import CliRunner
 
 import offramp as off
 from offramp.bundle.cuts import find_cuts
 from offramp.bundle.foreign import bundle_from_onnx
 from offramp.bundle.quantiser import MODES
 from offramp.bundle.shapes import session
+from offramp.cli import app
 from offramp.errors import ConfigError, ExportError, InputError
+from offramp.runtime.tail import TailRequest
+from offramp.serving.server import GrpcServer
 
 CUTS = ("maxpool_2+relu_4+relu_8", "concat_16", "relu_24+concat_22")
 X = np.random.default_rng(5).normal(size=(6, 3, 16, 16)).astype(np.float32)
@@ -55,7 +60,7 @@ def whole(model: ModelProto, x: NDArray[np.float32], output: str = "logits") -> 
 
 def test_the_bundle_s_names_and_shapes(bundle: off.Bundle) -> None:
     manifest = bundle.manifest
-    assert manifest.input.name == "input"
+    assert [t.name for t in manifest.inputs] == ["input"]
     assert [[t.name for t in manifest.cut(i)] for i in range(3)] == [
         ["cut_0_0", "cut_0_1", "cut_0_2"],
         ["cut_1"],
@@ -199,12 +204,110 @@ def test_offramp_s_own_export_can_be_cut_elsewhere(
     assert [s.graph.macs for s in made.manifest.stages] == [s.graph.macs for s in known.bundle.manifest.stages]
 
 
+TEXT = {
+    "ids": np.random.default_rng(1).integers(0, 20, (5, 6)),
+    "mask": (np.arange(6) < np.array([[6], [5], [3], [2], [1]])).astype(np.int64),
+}
+
+
+def test_several_inputs(tmp_path: Path) -> None:
+    """Token ids and an attention mask: what the mask was made into crosses, as the places say."""
+    model = encoder()
+    names = [cut.name for cut in find_cuts(model)][2::4]
+    made = bundle_from_onnx(model, names, tmp_path / "text.bundle")
+    assert [(t.name, t.dtype, t.shape) for t in made.manifest.inputs] == [
+        ("ids", "int64", (6,)),
+        ("mask", "int64", (6,)),
+    ]
+    logits = session(model).run(None, TEXT)[0]
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    tail = off.Tail(off.Stages(made))
+    np.testing.assert_allclose(tail.infer(TailRequest("text", TEXT)).logits, logits, atol=1e-5)
+    for split in range(-1, len(names)):
+        with off.Edge(made, tail, off.FixedSplit(split), deadline_ms=60_000) as edge:
+            samples = [dict(zip(TEXT, sample, strict=True)) for sample in zip(*TEXT.values(), strict=True)]
+            found = [r.probabilities for r in edge.run(samples)]
+        np.testing.assert_allclose(found, odds / odds.sum(1, keepdims=True), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        ({"ids": TEXT["ids"]}, "the input mask is missing"),
+        (TEXT["ids"], "takes 2 inputs, not one ndarray"),
+        (
+            {**TEXT, "mask": TEXT["mask"][:2]},
+            r"expected 5 samples of mask .* of shape \(2, 6\)",
+        ),
+        ({**TEXT, "mask": TEXT["mask"] > 0}, "mask as int64 .* got bool"),
+    ],
+)
+def test_samples_of_several_inputs_that_do_not_fit(samples: Any, words: str, tmp_path: Path) -> None:
+    model = encoder()
+    with pytest.raises(InputError, match=words):
+        bundle_from_onnx(model, [find_cuts(model)[3].name], tmp_path / "no.bundle", samples=samples)
+
+
+def test_the_command_takes_samples_by_name(tmp_path: Path) -> None:
+    onnx.save(encoder(), tmp_path / "text.onnx")
+    np.savez(tmp_path / "text.npz", **TEXT)
+    np.save(tmp_path / "ids.npy", TEXT["ids"])
+    out = str(tmp_path / "text.bundle")
+    call = ["cuts", str(tmp_path / "text.onnx"), "--best", "0.6", "--out", out, "--samples"]
+    done = CliRunner().invoke(app, [*call, str(tmp_path / "text.npz")])
+    assert done.exit_code == 0, done.output
+    made = off.Bundle.load(out)
+    assert [t.name for t in made.manifest.inputs] == ["ids", "mask"]
+    assert made.manifest.modes(-1) == ("float",)
+    assert made.manifest.modes(0) == ("float", *MODES)
+    wrong = CliRunner().invoke(app, [*call, str(tmp_path / "ids.npy")])
+    assert isinstance(wrong.exception, InputError)
+    assert "give a dict by name" in str(wrong.exception)
+
+
+def switched(kind: int, called: str = "on") -> ModelProto:
+    """An image and a vector that says which channels count, before and after the cut."""
+    b = Builder()
+    weights = b.add("Cast", called, to=onnx.TensorProto.FLOAT)
+    x = b.conv("image", 3, 4)
+    first = b.add("Mul", b.add("GlobalAveragePool", x), b.add("Unsqueeze", weights, b.ints(2, 3)))
+    second = b.add("Mul", b.linear(b.add("Flatten", first), 4, 4), weights)
+    b.nodes.append(onnx.helper.make_node("Gemm", [second, b.weight(4, 3)], ["logits"]))
+    inputs = [value("image", "N", 3, 8, 8), value(called, "N", 4, kind=kind)]
+    return b.model(inputs, [value("logits", "N", 3)])
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8"])
+def test_an_image_and_a_second_tensor(dtype: str, tmp_path: Path) -> None:
+    model = switched(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    feed = {"image": X[:, :, :8, :8].copy(), "on": (np.arange(24).reshape(6, 4) % 3 > 0).astype(dtype)}
+    names = [cut.name for cut in find_cuts(model)]
+    made = bundle_from_onnx(model, names, tmp_path / "image.bundle")
+    assert [t.dtype for t in made.manifest.inputs] == ["float32", dtype]
+    expected = session(model).run(None, feed)[0]
+    with GrpcServer(off.Tail(off.Stages(made)), port=0) as server:
+        for split in range(-1, len(names)):
+            policy = off.FixedSplit(split)
+            with off.Edge(made, f"127.0.0.1:{server.port}", policy, deadline_ms=60_000) as edge:
+                result = edge.infer({name: x[2] for name, x in feed.items()})
+            odds = np.exp(expected[2])
+            np.testing.assert_allclose(result.probabilities, odds / odds.sum(), atol=1e-5)
+            assert result.where == "server"
+
+
+@pytest.mark.parametrize("called", ["cut_0", "exit_1", "cut_0_1"])
+def test_an_input_cannot_be_called_as_a_cut(called: str, tmp_path: Path) -> None:
+    model = switched(onnx.TensorProto.BOOL, called)
+    with pytest.raises(ExportError, match=f"the input '{called}' is called as bundles call .* rename it"):
+        bundle_from_onnx(model, [find_cuts(model)[0].name], tmp_path / "no.bundle")
+
+
+def test_a_type_that_cannot_travel_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="'on' is INT32; float32, uint8, int64, bool can travel"):
+        bundle_from_onnx(switched(onnx.TensorProto.INT32), ["relu_2"], tmp_path / "no.bundle")
+
+
 # --- refusals -------------------------------------------------------------------------------------------
-
-
-def test_several_inputs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"2 inputs \(ids, mask\), a bundle one"):
-        bundle_from_onnx(encoder(), [], tmp_path / "no.bundle")
 
 
 def test_outputs_that_are_no_logits_are_refused(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def small(**changes: Any) -> Manifest:
     packed = TensorSpec(name="cut_0_uint8", dtype="uint8", shape=(3,))
     start: dict[str, Any] = {
         "name": "small",
-        "input": x,
+        "inputs": (x,),
         "stages": (
             Stage(graph=graph("stages/0.onnx", (x,), (cut,)), depth=1, density=0.5),
             Stage(graph=graph("stages/1.onnx", (cut,), (last,)), depth=2, density=1),
@@ -86,13 +86,13 @@ def test_tuning_and_held_go_round_as_json() -> None:
 def test_the_json_schema_is_published() -> None:
     schema = Manifest.model_json_schema()
     assert schema["additionalProperties"] is False
-    assert {"format", "name", "stages", "exits", "input"} <= set(schema["properties"])
+    assert {"format", "name", "stages", "exits", "inputs"} <= set(schema["properties"])
 
 
 def test_what_a_manifest_tells() -> None:
     m = small()
     assert m.last == 1
-    assert m.cut(-1) == (m.input,)
+    assert m.cut(-1) == m.inputs == (spec("input", 4),)
     assert m.cut(0) == m.stages[0].graph.outputs
     assert m.final_exit() is m.exits[1]
     assert m.modes(0) == ("float", "uint8")

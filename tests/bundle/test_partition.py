@@ -409,7 +409,7 @@ def test_describe_refuses_what_cannot_travel() -> None:
     double = made(
         relu, [value("x", "N", 2, kind=TensorProto.DOUBLE)], [value("y", "N", 2, kind=TensorProto.DOUBLE)]
     )
-    with pytest.raises(ExportError, match=r"'x' is DOUBLE; float32, uint8, int64 can travel"):
+    with pytest.raises(ExportError, match=r"'x' is DOUBLE; float32, uint8, int64, bool can travel"):
         describe(double, "f", b"", "0" * 64)
     dynamic = made(relu, [value("x", "N", "T")], [value("y", "N", "T")])
     with pytest.raises(ExportError, match=r"'x' has shape \['N', 'T'\]; only the batch"):

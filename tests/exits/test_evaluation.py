@@ -37,15 +37,14 @@ def test_evaluate_equals_one_pass(net: MultiExit, size: int) -> None:
     assert net.training
     net.eval()
     with torch.no_grad():
-        features, logits = net.forward_features(X)
+        _, logits = net.forward_features(X)
     for got, expected in zip(seen.logits, logits, strict=True):
         np.testing.assert_allclose(got, expected.numpy(), atol=1e-6)
     assert (seen.labels == Y.numpy()).all()
     assert seen.accuracy == pytest.approx([(z.argmax(dim=1) == Y).float().mean().item() for z in logits])
-    for (got,), tensor in zip(seen.crossing, (X, *features), strict=True):
-        rows = [int(np.abs(X.numpy() - x).sum(axis=1).argmin()) for x in seen.crossing[0][0]]
-        assert len(set(rows)) == len(got)
-        np.testing.assert_allclose(got, tensor.numpy()[rows], atol=1e-6)
+    assert isinstance(seen.inputs, tuple)
+    (kept,) = seen.inputs
+    assert {tuple(x) for x in kept} == {tuple(x) for x in X.numpy()}
 
 
 def test_evaluate_learns_nothing_and_leaves_the_modes() -> None:
@@ -71,8 +70,8 @@ def test_calibrate_is_kept_with_the_network(net: MultiExit) -> None:
     assert twin.calibration is found
     seen = evaluate(twin, batches(20))
     asked = {"max_drop": 0.5, "delta": 0.3, "confidence": "entropy", "seed": 4}
-    assert found == calibrate_logits(seen.logits, seen.labels, crossing=seen.crossing, **asked)
-    assert len(found.crossing) == 2  # the input and one cut
+    assert found == calibrate_logits(seen.logits, seen.labels, inputs=seen.inputs, **asked)
+    assert found.inputs is not None
 
 
 def test_too_few_samples_are_refused(net: MultiExit) -> None:
@@ -86,6 +85,6 @@ def test_the_digits_network_learned(digits_net: MultiExit, digit_inputs: Tensor,
     assert seen.accuracy[0] > 0.3
     assert min(seen.accuracy[1:]) > 0.6
     assert digits_net.calibration is not None
-    (pixels,) = digits_net.calibration.crossing[0]
+    (pixels,) = digits_net.calibration.inputs
     assert (pixels.min(), pixels.max()) == (0.0, 1.0)
     assert len(pixels) == 64

@@ -82,9 +82,15 @@ def test_training_evaluation_and_calibration(form: str, frozen: bool) -> None:
         for got, expected in zip(seen.logits, net(IDS, MASK), strict=True):
             np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
     found = off.calibrate(net, loader, delta=None)
-    inputs, *cuts = found.crossing
-    assert {tuple(v.shape[1:]) for v in inputs} == {tuple(IDS.shape[1:]), tuple(MASK.shape[1:])}
-    assert [len(cut) for cut in cuts] == [1, 1]
+    kept = found.inputs
+    if form == "dict":
+        assert isinstance(kept, dict)
+        assert list(kept) == ["mask", "ids"]
+        kept = (kept["ids"], kept["mask"])
+    assert isinstance(kept, tuple)
+    rows = [next(i for i, given in enumerate(IDS.numpy()) if (given == ids).all()) for ids in kept[0]]
+    assert len(rows) == 64
+    np.testing.assert_array_equal(kept[1], MASK.numpy()[rows])
 
 
 def test_plain_lists_of_batches_will_do() -> None:
@@ -127,3 +133,70 @@ def test_inputs_of_every_form() -> None:
     assert moved["a"].device.type == "meta"  # type: ignore[index]
     assert moved["flag"] is True  # type: ignore[index]
     assert pair([a, b]) == (a, b)
+
+
+class Weighted(nn.Module):
+    """A head of the user's own that takes an input."""
+
+    takes = ("mask",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 2)
+
+    def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
+        logits: Tensor = self.linear((feature * mask.unsqueeze(2)).amax(1))
+        return logits
+
+
+def test_a_head_averages_over_the_tokens_that_count() -> None:
+    head = off.TokenHead(2, mask="mask")
+    tokens = torch.randn(4, 5, 16)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]])
+    expected = torch.stack(
+        [t[m > 0].mean(0) if m.any() else torch.zeros(16) for t, m in zip(tokens, mask, strict=True)]
+    )
+    for kind in (torch.bool, torch.int64, torch.float32):
+        torch.testing.assert_close(head.reduce(tokens, mask.to(kind)).squeeze(1), expected)
+    logits = head(tokens, mask)
+    torch.testing.assert_close(head(head.reduce(tokens, mask)), logits)  # as training on kept features does
+    torch.testing.assert_close(head(tokens.masked_fill(mask.unsqueeze(2) == 0, 7.0), mask), logits)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_heads_take_inputs_in_every_kind_of_training(form: str) -> None:
+    loader = DataLoader(Samples(FORMS[form]), batch_size=16)
+    example, _ = next(iter(loader))
+    learnt = []
+    for how in ({}, {"frozen": True}, {"frozen": True, "cache": False}):
+        torch.manual_seed(0)
+        heads = {"blocks.0": off.TokenHead(2, mask="mask"), "blocks.1": off.TokenHead(2)}
+        net = off.MultiExit(Encoder(), heads, example_input=example)
+        off.fit(net, loader, epochs=2, progress=False, accelerator="cpu", **how)  # type: ignore[arg-type]
+        learnt.append(net.heads[0].linear.weight.detach().clone())
+        seen = off.evaluate(net, loader)
+        with torch.no_grad():
+            expected = net.heads[0](net.backbone(IDS, MASK)[0][0], MASK)
+        np.testing.assert_allclose(seen.logits[0], expected.numpy(), atol=1e-5)
+    assert not torch.equal(learnt[0], learnt[1])
+
+
+def test_heads_of_ones_own_take_inputs_too() -> None:
+    batches = [({"ids": IDS[i::4], "mask": MASK[i::4]}, Y[i::4]) for i in range(4)]
+    net = off.MultiExit(Encoder(), {"blocks.0": Weighted()}, example_input=batches[0][0])
+    off.fit(net, batches, epochs=1, frozen=True, cache=False, progress=False, accelerator="cpu")
+    expected = off.evaluate(net, batches).logits[0]
+    net.heads[0].takes = "mask"  # type: ignore[assignment]
+    np.testing.assert_array_equal(off.evaluate(net, batches).logits[0], expected)
+    with pytest.raises(ConfigError, match=r"a Weighted takes mask besides its feature.*cache=False"):
+        off.fit(net, batches, epochs=1, frozen=True, progress=False, accelerator="cpu")
+
+
+def test_masks_that_cannot_be() -> None:
+    with pytest.raises(ConfigError, match='with take="first" none are'):
+        off.TokenHead(2, "first", mask="mask")
+    with pytest.raises(ConfigError, match="takes the input 'padding', but the network is called with ids, mask"):
+        off.MultiExit(Encoder(), {"blocks.0": off.TokenHead(2, mask="padding")}, example_input=(IDS, MASK))
+    net = off.MultiExit(Encoder(), {"blocks.0": off.TokenHead(2, mask="ids")})
+    with pytest.raises(ConfigError, match=r"the mask 'ids' has shape \(3, 5\); these tokens need \(3, 4\)"):
+        net.heads[0](torch.zeros(3, 4, 16), torch.zeros(3, 5))

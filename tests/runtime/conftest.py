@@ -88,7 +88,7 @@ def make_bundle():
         manifest = Manifest(
             name="tiny",
             classes=("no", "yes"),
-            input=stages[0].inputs[0],
+            inputs=stages[0].inputs,
             stages=tuple(Stage(graph=graph, depth=3 * (i + 1), density=1.0) for i, graph in enumerate(stages)),
             exits=(*found, final),
             codecs=tuple(codecs),

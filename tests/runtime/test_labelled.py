@@ -19,7 +19,7 @@ def manifest(tiny):
     changes = {
         "classes": tuple("0123456789"),
         "preprocessing": Preprocessing(color="grey", height=28, width=28),
-        "input": TensorSpec(name="input", dtype="float32", shape=(1, 28, 28)),
+        "inputs": (TensorSpec(name="input", dtype="float32", shape=(1, 28, 28)),),
     }
     return tiny.manifest.model_copy(update=changes)
 

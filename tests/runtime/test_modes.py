@@ -87,7 +87,7 @@ def test_the_usual_mode_has_the_fewest_bytes_of_those_that_lose_little() -> None
 
 def test_what_cannot_be_measured_is_refused(tiny: Bundle, tmp_path: Path) -> None:
     stages = Stages(tiny)
-    x = np.zeros((3, *tiny.manifest.input.shape), np.float32)
+    x = np.zeros((3, *tiny.manifest.inputs[0].shape), np.float32)
     with pytest.raises(ConfigError, match="at least one input"):
         measure_modes(stages, x[:0], np.zeros(0, np.int64))
     with pytest.raises(ConfigError, match="not 3 and 2"):

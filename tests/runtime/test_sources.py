@@ -32,7 +32,7 @@ def test_a_broken_array_does_not_stop_the_others(tmp_path: Path, content: bytes)
     broken, whole = tmp_path / "a.npy", tmp_path / "b.npy"
     broken.write_bytes(content)
     np.save(whole, np.arange(6, dtype=np.float32).reshape(2, 3))
-    (name, first), *others = read_inputs([broken, whole], SPEC, None)
+    (name, first), *others = read_inputs([broken, whole], [SPEC], None)
     assert name == str(broken)
     assert isinstance(first, Broken)
     assert f"{broken} is not an array that can be read" in first.reason
@@ -45,7 +45,7 @@ def test_a_torn_archive_does_not_stop_the_others(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes((tmp_path / "b.npz").read_bytes()[:-30])
     np.savez(tmp_path / "c.npz", x=np.ones(3), y=np.ones(3))
     files = [tmp_path / name for name in ("a.npz", "b.npz", "c.npz")]
-    (_, first), (_, _), (_, second), (_, two) = read_inputs(files, SPEC, None)
+    (_, first), (_, _), (_, second), (_, two) = read_inputs(files, [SPEC], None)
     assert isinstance(first, Broken)
     assert second.tolist() == [1, 1, 1]
     assert isinstance(two, Broken)

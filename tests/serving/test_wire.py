@@ -96,6 +96,7 @@ MALFORMED = {
         broken(raw=[], datatype="UINT8", contents=pb.InferTensorContents(uint_contents=[1, 300])),
         None,
     ),
+    "a bool that is neither": (broken(datatype="BOOL", raw=[b"\1\2"]), "bytes other than 0 and 1"),
     "too many axes": (broken(shape=[1] * 99 + [2]), None),
 }
 
@@ -121,6 +122,7 @@ def test_malformed_answers_are_protocol_errors(message, why):
         ("FP32", "fp32_contents", [1.5, -2.0]),
         ("INT64", "int64_contents", [2**60, -1]),
         ("UINT8", "uint_contents", [0, 255]),
+        ("BOOL", "bool_contents", [False, True]),
     ],
 )
 def test_typed_contents_are_accepted(datatype, field, values):

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto
 
 from offramp.bundle.bundle import Bundle, write_bundle
-from offramp.bundle.codec import make_codec
 from offramp.bundle.manifest import (
     Codec,
     Exit,
@@ -24,12 +21,11 @@ from offramp.bundle.manifest import (
     Preprocessing,
     Provenance,
     Stage,
-    TensorSpec,
     Tuning,
     cut_name,
 )
+from offramp.bundle.modes import fitted_codecs
 from offramp.bundle.partition import Partition, describe
-from offramp.bundle.quantiser import MODES, fit_quantiser
 
 __all__ = ["assemble", "made_with"]
 
@@ -42,11 +38,11 @@ def assemble(
     classes: Sequence[str],
     preprocessing: Preprocessing | None,
     densities: Sequence[float],
-    samples: Mapping[str, NDArray[np.generic]],
+    samples: Any,
     tuning: Tuning,
     provenance: Provenance,
 ) -> Bundle:
-    """Describes and writes every piece, with a codec for every mode of a cut of which there are samples.
+    """Describes and writes every piece, and the codecs of every cut if there are samples.
 
     Args:
         path: The bundle's directory; an older bundle there is replaced.
@@ -55,13 +51,13 @@ def assemble(
         classes: The classes' names.
         preprocessing: How an image becomes an input.
         densities: Per stage the kept fraction of its weights.
-        samples: By the name of a tensor that crosses a cut, some of its values (n, …). Other tensors travel as
-            they are in every mode.
+        samples: Inputs (N, …), by which the modes of each cut are fitted; None leaves every cut with `float` only.
         tuning: What is written beside the manifest.
         provenance: Where the network comes from.
 
     Raises:
         ExportError: A tensor that cannot travel.
+        InputError: Samples that the network cannot take, or that make a cut's values infinite.
         BundleError: The bundle cannot be written, or does not hold together.
     """
     files: dict[str, bytes] = {}
@@ -73,19 +69,15 @@ def assemble(
     graphs = [add(model, f"stages/stage_{i}.onnx") for i, model in enumerate(pieces.stages)]
     heads = [None if m is None else add(m, f"exits/exit_{i}.onnx") for i, m in enumerate(pieces.exits)]
     codecs = []
-    for cut in range(-1, len(graphs) - 1):
-        tensors = graphs[cut + 1].inputs
-        known = [_usable(samples.get(t.name), t) for t in tensors]
-        for mode, how in MODES.items() if any(v is not None for v in known) else ():
-            fits = [None if v is None else fit_quantiser(v, how) for v in known]
-            ends = zip(("enc", "dec"), make_codec(tensors, fits, mode), strict=True)
-            encoder, decoder = (add(m, f"codecs/{cut_name(cut)}.{mode}.{end}.onnx") for end, m in ends)
-            codecs.append(Codec(cut=cut, mode=mode, encoder=encoder, decoder=decoder))
+    for cut, mode, models in () if samples is None else fitted_codecs(pieces.stages, samples):
+        ends = zip(("enc", "dec"), models, strict=True)
+        encoder, decoder = (add(m, f"codecs/{cut_name(cut)}.{mode}.{end}.onnx") for end, m in ends)
+        codecs.append(Codec(cut=cut, mode=mode, encoder=encoder, decoder=decoder))
     manifest = Manifest(
         name=name,
         classes=tuple(classes),
         preprocessing=preprocessing,
-        input=graphs[0].inputs[0],
+        inputs=graphs[0].inputs,
         stages=tuple(
             Stage(graph=graph, density=density, depth=depth)
             for graph, density, depth in zip(graphs, densities, pieces.depths, strict=True)
@@ -99,14 +91,6 @@ def assemble(
     )
     write_bundle(path, manifest, tuning, files)
     return Bundle.load(path)
-
-
-def _usable(samples: NDArray[np.generic] | None, tensor: TensorSpec) -> NDArray[np.float32] | None:
-    """What a quantiser can be fitted to: floats, all finite (an attention mask's need not be)."""
-    if samples is None or tensor.dtype != "float32":
-        return None
-    floats = samples.astype(np.float32)
-    return floats if np.isfinite(floats).all() else None
 
 
 def made_with(*packages: str, **told: Any) -> Provenance:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from offramp.bundle.feed import signature
 from offramp.bundle.manifest import FORMAT, Exit, Graph, Held, Manifest, TensorSpec, Tuning
 from offramp.bundle.onnxfile import external_data
 from offramp.errors import (
@@ -313,8 +314,15 @@ def _check_chain(manifest: Manifest) -> None:
         same(f"the {codec.mode} decoder of cut {codec.cut}", codec.decoder.inputs, codec.encoder.outputs)
     images = manifest.preprocessing
     if images is not None:
+        if len(manifest.inputs) > 1:
+            raise BundleShapeError(
+                "the preprocessing makes one input of an image, but the network takes "
+                f"{signature(manifest.inputs)}; leave it out, and give the edge arrays"
+            )
         shape = (1 if images.color == "grey" else 3, images.height, images.width)
-        if manifest.input.shape != shape:
-            raise BundleShapeError(f"the preprocessing gives {shape}, the network takes {manifest.input.shape}")
+        if manifest.inputs[0].shape != shape:
+            raise BundleShapeError(
+                f"the preprocessing gives {shape}, the network takes {manifest.inputs[0].shape}"
+            )
     if manifest.classes and final.logits.shape != (len(manifest.classes),):
         raise BundleShapeError(f"{len(manifest.classes)} class names for logits of shape {final.logits.shape}")

@@ -18,7 +18,12 @@ __all__ = ["IR_VERSION", "OPSET", "make_codec"]
 #: Old enough for every supported onnxruntime.
 OPSET, IR_VERSION = 18, 10
 
-_ELEMENTS = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int64": TensorProto.INT64}
+_ELEMENTS = {
+    "float32": TensorProto.FLOAT,
+    "uint8": TensorProto.UINT8,
+    "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
+}
 
 
 def make_codec(

@@ -11,22 +11,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from offramp.bundle.assembly import assemble, made_with
 from offramp.bundle.bundle import Bundle
 from offramp.bundle.codec import OPSET
+from offramp.bundle.crossing import crossings
+from offramp.bundle.dataflow import Dataflow
 from offramp.bundle.fold import fold_gathers, fold_weights
 from offramp.bundle.lower import lower_gathers
 from offramp.bundle.manifest import CLOSED, Preprocessing, Tuning, cut_name, wire_name
-from offramp.bundle.partition import Partition, forget_origin, partition
-from offramp.errors import ConfigError, ExportError
+from offramp.bundle.modes import check_samples
+from offramp.bundle.partition import forget_origin, partition, tensor_spec
+from offramp.errors import ConfigError, ExportError, InputError
 from offramp.evalmode import eval_mode
-from offramp.exits.calibration import Crossing
 from offramp.exits.network import MultiExit
 from offramp.inputs import Inputs, run, tensors
 from offramp.sparse.layers import SparseLayer
@@ -105,7 +105,7 @@ def export_graph(net: MultiExit, example_input: Inputs) -> onnx.ModelProto:
     return model
 
 
-def _input_names(net: MultiExit, example_input: Inputs) -> list[str]:
+def _input_names(net: MultiExit, example_input: Any) -> list[str]:
     if isinstance(example_input, Tensor):
         return ["input"]
     if isinstance(example_input, Mapping):
@@ -129,8 +129,10 @@ def export(
 ) -> Bundle:
     """Exports a network, cuts it at its exits, and writes a verified bundle.
 
-    Temperatures, thresholds and samples of each cut come from `calibrate`. Without it every threshold
-    keeps everything from leaving early, and cuts travel as `float` only.
+    What crosses a cut is its exit's feature, and whatever else later stages need: inputs such as an attention
+    mask, tensors that skip the cut. Temperatures, thresholds and the inputs to which the cuts' modes are fitted
+    come from `calibrate`. Without it every threshold keeps everything from leaving early, and cuts travel as
+    `float` only.
 
     Args:
         net: A trained network.
@@ -151,9 +153,10 @@ def export(
     name = wire_name(path, name)
     whole = export_graph(net, example_input)
     last = len(net.exit_names)
-    cuts = [[cut_name(i)] for i in range(last)]
-    pieces = partition(whole, cuts, [f"exit_{i}" for i in range(last)], final=f"exit_{last}")
-    found = net.calibration
+    final, answers = f"exit_{last}", [f"exit_{i}" for i in range(last)]
+    cuts = crossings(Dataflow(whole), [cut_name(i) for i in range(last)], answers, final)
+    pieces = partition(whole, cuts, answers, final=final, bundle_names=True)
+    samples = _samples(net, pieces.stages)
     return assemble(
         path,
         pieces,
@@ -161,8 +164,8 @@ def export(
         classes=classes,
         preprocessing=preprocessing,
         densities=_stage_densities(net, example_input),
-        samples={} if found is None else _samples(pieces, found.crossing),
-        tuning=_tuning(net),
+        samples=samples,
+        tuning=_tuning(net, "float" if samples is None else "uint8"),
         provenance=made_with(
             "torch",
             "onnx",
@@ -179,14 +182,26 @@ def export(
     )
 
 
-def _samples(pieces: Partition, crossing: Crossing) -> dict[str, NDArray[np.generic]]:
-    """By tensor, what calibration kept of it; of what crosses beside a tap's own tensor it keeps nothing."""
-    cuts = zip(pieces.stages, crossing, strict=True)
-    pairs = (pair for stage, arrays in cuts for pair in zip(stage.graph.input, arrays, strict=False))
-    return {value.name: array for value, array in pairs}
+def _samples(net: MultiExit, stages: Sequence[onnx.ModelProto]) -> Any:
+    """The inputs that calibration kept, if they are such as the bundle will take."""
+    kept = None if net.calibration is None else net.calibration.inputs
+    if not kept:
+        return None
+    if isinstance(kept, tuple):
+        kept = dict(zip(_input_names(net, kept), kept, strict=True))
+    try:
+        check_samples(kept, [tensor_spec(value) for value in stages[0].graph.input])
+    except InputError as error:
+        warnings.warn(
+            f"cuts will travel as float only, since calibration saw other inputs than the example: {error}",
+            UserWarning,
+            stacklevel=3,
+        )
+        return None
+    return kept
 
 
-def _tuning(net: MultiExit) -> Tuning:
+def _tuning(net: MultiExit, mode: str) -> Tuning:
     found = net.calibration
     n = len(net.exit_names) + 1
     if found is None:
@@ -194,7 +209,7 @@ def _tuning(net: MultiExit) -> Tuning:
     return Tuning(
         temperatures=found.temperatures,
         thresholds=(*found.thresholds, None),
-        mode="uint8" if found.crossing else "float",
+        mode=mode,
         confidence=found.confidence,
     )
 

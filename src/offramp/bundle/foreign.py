@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
@@ -16,10 +15,8 @@ from offramp.bundle.cuts import CutGraph
 from offramp.bundle.dataflow import Dataflow
 from offramp.bundle.manifest import CLOSED, Preprocessing, Tuning, cut_name, wire_name
 from offramp.bundle.onnxload import load_onnx, prepared
-from offramp.bundle.partition import forget_origin, partition, tensor_spec
-from offramp.bundle.shapes import session
-from offramp.errors import ConfigError, ExportError, InputError
-from offramp.exits.sampling import samples_kept
+from offramp.bundle.partition import forget_origin, partition
+from offramp.errors import ConfigError, ExportError
 
 __all__ = ["bundle_from_onnx"]
 
@@ -32,7 +29,7 @@ def bundle_from_onnx(
     exits: Mapping[int, str] | None = None,
     output: str | None = None,
     free_batch: bool = False,
-    samples: NDArray[Any] | None = None,
+    samples: NDArray[Any] | Mapping[str, NDArray[Any]] | None = None,
     name: str | None = None,
     classes: Sequence[str] = (),
     preprocessing: Preprocessing | None = None,
@@ -44,20 +41,21 @@ def bundle_from_onnx(
     `tuning.json` says otherwise.
 
     Args:
-        model: A file, or what was read from one. It has one input and gives logits (N, classes).
+        model: A file, or what was read from one. It gives logits (N, classes).
         cuts: Per cut the tensors that cross, joined by "+", in any order.
         path: The bundle's directory; an older bundle there is replaced.
         exits: By the number of a cut, counted from the input, the name of its exit's logits.
         output: The network's own logits; the graph's last output if left out.
         free_batch: As `load_onnx` says; for a file.
-        samples: Inputs (N, …) by which the modes of each cut are fitted. Without them, cuts travel as `float`.
+        samples: Inputs (N, …) by which the modes of each cut are fitted; of several inputs by name. Without them,
+            cuts travel as `float`.
         name: The bundle's name on the wire; made from the directory's name if left out.
         classes: The classes' names.
         preprocessing: How an image becomes an input.
 
     Raises:
         ConfigError: A name that is not there, cuts side by side, or an exit of a cut that is not there.
-        ExportError: A model that cannot be read, run, or cut; several inputs; an output that holds no logits.
+        ExportError: A model that cannot be read, run, or cut; an output that holds no logits.
         ExternalDataError: Weights outside the model's folder.
         InputError: Samples that the network cannot take.
         BundleError: The bundle cannot be written, or does not hold together.
@@ -66,12 +64,6 @@ def bundle_from_onnx(
     source = model if isinstance(model, ModelProto) else load_onnx(model, free_batch=free_batch)
     whole = prepared(source)
     graph = CutGraph(whole, output)
-    inputs = Dataflow(whole).inputs
-    if len(inputs) != 1:
-        raise ExportError(
-            f"the graph takes {len(inputs)} inputs ({', '.join(inputs)}), a bundle one; make the others constants "
-            "of the graph, or derive them from the one"
-        )
     chosen = graph.at(cuts)
     heads = dict(exits or {})
     unknown = [number for number in heads if number not in range(len(chosen))]
@@ -84,7 +76,6 @@ def bundle_from_onnx(
     pieces = partition(whole, names, [heads.get(i) for i in range(last)], final=graph.output, bundle_names=True)
     for piece in (*pieces.stages, *(head for head in pieces.exits if head is not None)):
         forget_origin(piece)
-    crossing = _crossing(pieces.stages, samples)
     there = [i in heads for i in range(last)]
     return assemble(
         path,
@@ -93,11 +84,11 @@ def bundle_from_onnx(
         classes=classes,
         preprocessing=preprocessing,
         densities=(1.0,) * len(pieces.stages),
-        samples=crossing,
+        samples=samples,
         tuning=Tuning(
             temperatures=(*(1.0 if here else None for here in there), 1.0),
             thresholds=(*(CLOSED if here else None for here in there), None),
-            mode="uint8" if crossing else "float",
+            mode="float" if samples is None else "uint8",
         ),
         provenance=made_with("onnx", metrics={"cut_at": {cut_name(i): cut.name for i, cut in enumerate(chosen)}}),
     )
@@ -120,25 +111,3 @@ def _check_logits(model: ModelProto, name: str) -> None:
             f"the output {name!r} holds probabilities, but exits need the logits before the Softmax; name them: "
             f"--output {maker.input[0]}"
         )
-
-
-def _crossing(stages: Sequence[ModelProto], samples: NDArray[Any] | None) -> dict[str, NDArray[Any]]:
-    """By tensor of floats that crosses a cut, what it is on a few of the samples."""
-    if samples is None:
-        return {}
-    spec = tensor_spec(stages[0].graph.input[0])
-    if samples.dtype != spec.dtype or samples.shape[1:] != spec.shape or not len(samples):
-        raise InputError(
-            f"expected samples as {spec.dtype} of shape (N, {', '.join(map(str, spec.shape))}), got "
-            f"{samples.dtype} of shape {samples.shape}"
-        )
-    chosen = np.random.default_rng(0).permutation(len(samples))[: samples_kept(spec.shape)]
-    tensors, found = [samples[chosen]], {}
-    for stage in stages:
-        feed = {t.name: value for t, value in zip(stage.graph.input, tensors, strict=True)}
-        found.update({name: value for name, value in feed.items() if value.dtype == np.float32})
-        if stage is not stages[-1]:
-            tensors = session(stage).run([t.name for t in stage.graph.output], feed)
-    if not all(np.isfinite(value).all() for value in found.values()):
-        raise InputError("a cut takes values that are not finite on these samples; give other samples, or none")
-    return found

@@ -53,7 +53,7 @@ class TensorSpec(_Part):
     """A tensor's name, element type, and shape for one sample (the batch axis comes before it)."""
 
     name: str = Field(min_length=1)
-    dtype: Literal["float32", "uint8", "int64"]
+    dtype: Literal["float32", "uint8", "int64", "bool"]
     shape: tuple[Positive, ...]
 
     @property
@@ -131,13 +131,16 @@ class Provenance(_Part):
 
 
 class Manifest(_Part):
-    """What a bundle holds. Stage i runs from cut i−1 to cut i; exit i is fed by cut i."""
+    """What a bundle holds. Stage i runs from cut i−1 to cut i; exit i is fed by cut i.
+
+    One input is called "input"; several keep the names of the network's arguments.
+    """
 
     format: Literal[1] = FORMAT
     name: str = Field(pattern=NAME_PATTERN)
     classes: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
-    input: TensorSpec
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
     stages: tuple[Stage, ...] = Field(min_length=1)
     exits: tuple[Exit | None, ...]
     codecs: tuple[Codec, ...] = ()
@@ -149,8 +152,8 @@ class Manifest(_Part):
         return len(self.stages) - 1
 
     def cut(self, index: int) -> tuple[TensorSpec, ...]:
-        """The tensors that cross at cut `index`; −1 is the input."""
-        return (self.input,) if index == -1 else self.stages[index].graph.outputs
+        """The tensors that cross at cut `index`; −1 are the inputs."""
+        return self.inputs if index == -1 else self.stages[index].graph.outputs
 
     def final_exit(self) -> Exit:
         """The network's own output."""

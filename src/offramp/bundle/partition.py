@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 import numpy as np
 from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, ValueInfoProto, compose, helper
 
+from offramp.bundle.crossing import ancestors, made_of_inputs
 from offramp.bundle.dataflow import Dataflow, needs
 from offramp.bundle.manifest import Graph, TensorSpec, cut_name
 from offramp.bundle.shapes import node_macs
@@ -16,11 +18,14 @@ from offramp.errors import ExportError
 
 __all__ = ["Cost", "Partition", "depths", "describe", "forget_origin", "graph_cost", "partition", "tensor_spec"]
 
-_DTYPES: dict[int, Literal["float32", "uint8", "int64"]] = {
+_DTYPES: dict[int, Literal["float32", "uint8", "int64", "bool"]] = {
     TensorProto.FLOAT: "float32",
     TensorProto.UINT8: "uint8",
     TensorProto.INT64: "int64",
+    TensorProto.BOOL: "bool",
 }
+#: The source of what is not made of inputs alone; no cut holds it.
+_NOWHERE = frozenset([""])
 
 
 @dataclass(frozen=True)
@@ -52,25 +57,30 @@ def partition(
 
     Args:
         model: The whole graph. Of several inputs, those that later stages need have to cross each cut before.
-        cuts: Per cut the names of the tensors that cross, in the order in which they are computed. What crosses
-            several cuts is handed on from stage to stage.
+        cuts: Per cut the names of the tensors that cross. What crosses several cuts is handed on from stage to
+            stage; what is made of inputs that cross, as `made_of_inputs` says, is made anew.
         exits: Per cut the name of its exit's logits, or None.
         final: The name of the network's own output.
         bundle_names: Call what enters and leaves the pieces `input`, `cut_0`, `exit_0` and so on, and where
-            several tensors cross `cut_0_0`, `cut_0_1`. Otherwise they keep their names; what is handed on is
-            called `NAME.cut_1` from cut 1 to stage 2.
+            several tensors cross `cut_0_0`, `cut_0_1`; several inputs keep their names. Otherwise all do; what
+            is handed on is called `NAME.cut_1` from cut 1 to stage 2.
 
     Returns:
         One stage more than cuts, an exit per cut, and the depth ℓ at the end of every stage.
 
     Raises:
-        ExportError: A name that the graph does not have, or a cut that does not separate it.
+        ExportError: A name that the graph does not have, a cut that does not separate it, or one of several inputs
+            that is called like a cut or an exit of the bundle.
     """
     flow = Dataflow(model)
     if not flow.inputs:
         raise ExportError("the graph takes no input; there is nothing to send")
     if len(exits) != len(cuts):
         raise ExportError(f"{len(cuts)} cuts need as many exits (None for none), not {len(exits)}")
+    if bundle_names and len(flow.inputs) > 1:
+        taken = [name for name in flow.inputs if re.fullmatch(r"(cut|exit)_\d+(_\d+)?", name)]
+        if taken:
+            raise ExportError(f"the input {taken[0]!r} is called as bundles call a cut or an exit; rename it")
     cutter = _Cutter(flow)
     last = len(cuts)
     edges = [flow.inputs, *[list(cut) for cut in cuts], [final]]
@@ -93,6 +103,8 @@ def partition(
 def _ends(edges: Sequence[Sequence[str]], edge: int, bundle_names: bool) -> dict[str, str]:
     """What the tensors of an edge (0 is the input, 1 is cut 0) are called between the pieces."""
     here = edges[edge]
+    if bundle_names and edge == 0 and len(here) > 1:
+        return {name: name for name in here}
     if bundle_names:
         called = cut_name(edge - 1)
         return {name: called if len(here) == 1 else f"{called}_{i}" for i, name in enumerate(here)}
@@ -175,7 +187,10 @@ def tensor_spec(value: ValueInfoProto) -> TensorSpec:
     dims = tensor.shape.dim
     if dtype is None:
         kind = TensorProto.DataType.Name(tensor.elem_type)
-        raise ExportError(f"tensor {value.name!r} is {kind}; {', '.join(_DTYPES.values())} can travel")
+        raise ExportError(
+            f"tensor {value.name!r} is {kind}; {', '.join(_DTYPES.values())} can travel. Cut elsewhere; if it "
+            "is an input, let the network take one of these and cast it itself"
+        )
     if not dims or any(d.dim_value < 1 for d in dims[1:]):
         shape = [d.dim_param or d.dim_value for d in dims]
         raise ExportError(f"tensor {value.name!r} has shape {shape}; only the batch (the first) may be dynamic")
@@ -186,7 +201,7 @@ class _Cutter:
     """Takes pieces out of a graph, between named tensors."""
 
     def __init__(self, flow: Dataflow) -> None:
-        self._flow = flow
+        self._flow, self._sources = flow, made_of_inputs(flow)
 
     def piece(self, entering: Mapping[str, str], leaving: Mapping[str, str], what: str) -> ModelProto:
         """The part of the graph that computes some tensors from others alone.
@@ -230,7 +245,7 @@ class _Cutter:
 
     def _needed(self, inputs: Sequence[str], outputs: Sequence[str], what: str) -> tuple[set[str], set[str]]:
         """The tensors that a piece makes, and those of them that only hold sizes."""
-        flow, earlier = self._flow, self._ancestors(inputs)
+        flow, earlier = self._flow, ancestors(self._flow, inputs)
         found: set[str] = set()
         sizes: set[str] = set()
         waiting = [name for name in outputs if name not in inputs]
@@ -238,7 +253,8 @@ class _Cutter:
             name = waiting.pop()
             if name in found or name in inputs:
                 continue
-            if name in flow.live and (name in earlier or name not in flow.makers):
+            again = name in flow.makers and self._sources.get(name, _NOWHERE) <= set(inputs)
+            if name in flow.live and not again and (name in earlier or name not in flow.makers):
                 raise ExportError(
                     f"{what} needs the tensor {name!r} besides {', '.join(inputs)}: the cut does not separate "
                     "the graph; let that tensor cross too, or cut elsewhere"
@@ -250,18 +266,6 @@ class _Cutter:
             elif maker is not None:
                 waiting += needs(maker)
         return found, sizes
-
-    def _ancestors(self, names: Sequence[str]) -> set[str]:
-        found: set[str] = set()
-        waiting = list(names)
-        while waiting:
-            maker = self._flow.makers.get(waiting.pop())
-            if maker is None or self._flow.only_batch(maker):
-                continue  # whose sizes are read may be computed anywhere
-            fresh = [n for n in needs(maker) if n not in found]
-            found.update(fresh)
-            waiting += fresh
-        return found
 
 
 def _rename_ends(graph: GraphProto, entering: Mapping[str, str], leaving: Mapping[str, str]) -> None:

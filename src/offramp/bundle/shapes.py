@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, ValueInfoProto, helper, shape_inference
 from offramp.bundle.dataflow import graph_inputs
 from offramp.errors import ExportError
 
-__all__ = ["Form", "feed_of", "forms_at", "macs_of", "node_macs", "session"]
+__all__ = ["Form", "feed_of", "forms_at", "macs_of", "multiplies", "node_macs", "session"]
 
 
 class Form(NamedTuple):
@@ -69,7 +69,7 @@ def macs_of(node: NodeProto, forms: Mapping[str, Form]) -> int:
     Raises:
         ExportError: A shape that is not known.
     """
-    if node.op_type not in _COUNTED or node.domain not in ("", "ai.onnx"):
+    if not multiplies(node):
         return 0
     try:
         return _COUNTED[node.op_type](node, forms)
@@ -77,6 +77,11 @@ def macs_of(node: NodeProto, forms: Mapping[str, Form]) -> int:
         raise ExportError(
             f"cannot infer the shapes of {node.op_type} node {node.name!r}: nothing is known of tensor {error}"
         ) from error
+
+
+def multiplies(node: NodeProto) -> bool:
+    """Whether a node's multiply-accumulates count."""
+    return node.op_type in _COUNTED and node.domain in ("", "ai.onnx")
 
 
 def node_macs(model: ModelProto) -> list[int]:

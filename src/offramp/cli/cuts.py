@@ -54,7 +54,8 @@ def cuts(
     samples: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.npy", help="Inputs to fit the modes of each cut to, so that it may travel in few bits."
+            metavar="FILE.npy|FILE.npz",
+            help="Inputs to fit the modes of each cut to, so that it may travel in few bits; several by name.",
         ),
     ] = None,
     free_batch: Annotated[
@@ -179,9 +180,6 @@ def _samples(file: Path) -> Any:
     from offramp.datasets.arrays import read_arrays
 
     try:
-        array = read_arrays(file)
+        return read_arrays(file)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--samples {file} is no array that can be read: {error}") from error
-    if isinstance(array, dict):
-        raise ConfigError(f"--samples {file} holds several arrays; one .npy file is expected")
-    return array

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from offramp.errors import ConfigError
 from offramp.evalmode import eval_mode
-from offramp.exits.heads import reduced
+from offramp.exits.heads import reduced, taken
 from offramp.exits.network import MultiExit
 from offramp.inputs import on_device, pair, run
 from offramp.tables import bytes_text
@@ -160,8 +160,10 @@ def _passes(
     shown = track(loader, progress or "", total, console=Console(stderr=True), disable=progress is None)
     for batch in shown:
         x, y = pair(batch)
-        features, last = run(net.backbone, on_device(x, device))
-        yield tuple(reduced(head, f) for head, f in zip(net.heads, features, strict=True)), last, y
+        x = on_device(x, device)
+        features, last = run(net.backbone, x)
+        given = run(net.named, x)
+        yield tuple(reduced(h, f, *taken(h, given)) for h, f in zip(net.heads, features, strict=True)), last, y
 
 
 def _kept(tensor: Tensor, dtype: str) -> Array:

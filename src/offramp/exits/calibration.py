@@ -21,11 +21,11 @@ from offramp.exits.thresholds import (
     samples_needed,
 )
 
-__all__ = ["Calibration", "Crossing", "calibrate_logits", "check_settings", "fit_temperature"]
+__all__ = ["Calibration", "InputArrays", "calibrate_logits", "check_settings", "fit_temperature"]
 
 Array = NDArray[np.float64]
-#: Per cut a few samples (n, …) of each tensor that crosses, the inputs (cut −1) first.
-Crossing: TypeAlias = tuple[tuple[NDArray[np.generic], ...], ...]
+#: A network's inputs (n, …) by place or by name.
+InputArrays: TypeAlias = tuple[NDArray[np.generic], ...] | dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Calibration:
             that they are measured on, so that nothing is promised.
         samples: Size of the held-out data.
         tested: How many of them the figures above are of.
-        crossing: Per cut a few samples of what crosses it, to which the cut's modes are fitted.
+        inputs: A few of the inputs, drawn at random, by which `export` fits the modes of each cut: a tuple of
+            arrays (n, …) by place, or a dict by name; None if there are none.
     """
 
     temperatures: tuple[float, ...]
@@ -65,7 +66,7 @@ class Calibration:
     delta: float | None
     samples: int
     tested: int
-    crossing: Crossing = field(default=(), repr=False, compare=False)
+    inputs: InputArrays | None = field(default=None, repr=False, compare=False)
 
     @property
     def drop(self) -> float | None:
@@ -128,7 +129,7 @@ def calibrate_logits(
     delta: float | None = 0.1,
     confidence: str = "max_softmax",
     with_last: bool = True,
-    crossing: Crossing = (),
+    inputs: InputArrays | None = None,
     seed: int = 0,
 ) -> Calibration:
     """Temperatures and one threshold for all gates from held-out logits.
@@ -148,7 +149,7 @@ def calibrate_logits(
         confidence: "max_softmax", "entropy" or "margin".
         with_last: Whether the last of `logits` are the network's last exit's. If not, every wrong early answer
             counts as lost, which is stricter.
-        crossing: Kept in the result.
+        inputs: Kept in the result.
         seed: Chooses which samples fit.
 
     Raises:
@@ -197,7 +198,7 @@ def calibrate_logits(
         delta=delta,
         samples=n,
         tested=len(testing),
-        crossing=crossing,
+        inputs=inputs,
     )
 
 

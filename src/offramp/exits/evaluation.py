@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from offramp.errors import ConfigError
 from offramp.evalmode import eval_mode
-from offramp.exits.calibration import Calibration, Crossing, calibrate_logits
+from offramp.exits.calibration import Calibration, InputArrays, calibrate_logits
 from offramp.exits.network import MultiExit
-from offramp.exits.sampling import CutSamples
+from offramp.exits.sampling import InputSamples
 from offramp.inputs import on_device, pair, run, tensors
 
 __all__ = ["Evaluation", "calibrate", "evaluate"]
@@ -28,12 +28,12 @@ class Evaluation:
     Attributes:
         logits: Per exit (N, classes), the last exit's last.
         labels: (N,) class indices.
-        crossing: Per cut a few samples, drawn at random, of the tensors that cross; the inputs (cut −1) first.
+        inputs: A few of the inputs, drawn at random: a tuple of arrays (n, …) by place, or a dict by name.
     """
 
     logits: tuple[NDArray[np.float32], ...]
     labels: NDArray[np.int64]
-    crossing: Crossing
+    inputs: InputArrays
 
     @property
     def accuracy(self) -> tuple[float, ...]:
@@ -53,24 +53,26 @@ def evaluate(net: MultiExit, loader: Iterable[Sequence[Any]]) -> Evaluation:
     """
     logits: list[list[Tensor]] = []
     labels: list[Tensor] = []
-    inputs, kept = 0, CutSamples()
+    names: list[str] = []
+    kept = InputSamples()
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     with eval_mode(net), torch.inference_mode():
         for batch in loader:
             x, y = pair(batch)
             x = on_device(x, device)
-            features, outputs = run(net.forward_features, x)
+            _, outputs = run(net.forward_features, x)
             logits.append([z.float().cpu() for z in outputs])
             labels.append(y.cpu())
-            given = [t for t in tensors(x) if t.dim()]
-            inputs = len(given)
-            kept.add([*given, *features], _rows)
+            names = names or (list(x) if isinstance(x, Mapping) else [])
+            given = [x[name] for name in names] if isinstance(x, Mapping) else tensors(x)
+            if all(t.dim() for t in given):
+                kept.add(given, _rows)
     if not labels:
         raise ConfigError("the loader gives no batches")
     return Evaluation(
         tuple(torch.cat(column).numpy() for column in zip(*logits, strict=True)),
         torch.cat(labels).numpy(),
-        (tuple(kept.kept[:inputs]), *((feature,) for feature in kept.kept[inputs:])),
+        dict(zip(names, kept.kept, strict=True)) if names else tuple(kept.kept),
     )
 
 
@@ -115,7 +117,7 @@ def calibrate(
         max_drop=max_drop,
         delta=delta,
         confidence=confidence,
-        crossing=seen.crossing,
+        inputs=seen.inputs,
         seed=seed,
     )
     return net.calibration

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.errors import ConfigError
 
-__all__ = ["ConvHead", "PooledHead", "TokenHead", "head_for", "reduced"]
+__all__ = ["ConvHead", "PooledHead", "TokenHead", "head_for", "inputs_of", "reduced", "taken"]
 
 Layout = Literal["channels_first", "channels_last"]
 
@@ -130,53 +130,103 @@ class TokenHead(nn.Module):
     """One token of the mean or the first, layer normalisation, one linear layer.
 
     Takes tokens with their features last: (N, T, F), or (N, H, W, F) of windowed transformers; gives logits
-    (N, classes). Inside a transformer features are often not normalised yet, hence the layer normalisation. No
-    mask is taken: it would have to cross the cut with the tokens. Where tokens are padded, take the first one.
-    The number of features is found at the first forward pass.
+    (N, classes). Inside a transformer features are often not normalised yet, hence the layer normalisation.
+    Where tokens are padded, name the mask or take the first one. The number of features is found at the first
+    forward pass.
 
     Args:
         classes: Number of classes.
         take: "mean" for the mean of all tokens, "first" for the first one, which is often the class token.
+        mask: For "mean", the argument of the network that says which tokens count: (N, T), 1 or True where one
+            does. It crosses the exit's cut.
 
     Raises:
-        ConfigError: Fewer than one class, another word for `take`, or a feature without an axis of tokens.
+        ConfigError: Fewer than one class, another word for `take`, a mask beside "first" or of another shape, or
+            a feature without an axis of tokens.
     """
 
-    def __init__(self, classes: int, take: Literal["mean", "first"] = "mean") -> None:
+    def __init__(self, classes: int, take: Literal["mean", "first"] = "mean", *, mask: str | None = None) -> None:
         super().__init__()
         _check(classes, 1, "token")
         if take not in ("mean", "first"):
             raise ConfigError(f'take is "mean" or "first", not {take!r}')
+        if mask is not None and take == "first":
+            raise ConfigError('a mask says which tokens are averaged; with take="first" none are')
         self.take = take
+        self.takes: tuple[str, ...] = () if mask is None else (mask,)
         with _lazily():
             # Normalisation without weights of its own: the linear layer's would make them redundant.
             self.linear = nn.LazyLinear(classes)
 
-    def reduce(self, feature: Tensor) -> Tensor:
+    def reduce(self, feature: Tensor, mask: Tensor | None = None) -> Tensor:
         """The one token (N, 1, F) that the head classifies."""
         if feature.dim() < 3:
             raise ConfigError(
                 f"TokenHead takes tokens (N, T, F), not features of rank {feature.dim()}; PooledHead takes (N, F)"
             )
         tokens = feature.flatten(1, -2)
-        return tokens[:, :1] if self.take == "first" else tokens.mean(dim=1, keepdim=True)
+        if mask is None:
+            return tokens[:, :1] if self.take == "first" else tokens.mean(dim=1, keepdim=True)
+        if mask.shape != tokens.shape[:2]:
+            came, needed = tuple(mask.shape), tuple(tokens.shape[:2])
+            raise ConfigError(f"the mask {self.takes[0]!r} has shape {came}; these tokens need {needed}")
+        counts = mask.to(tokens.dtype).unsqueeze(2)
+        return (tokens * counts).sum(dim=1, keepdim=True) / counts.sum(dim=1, keepdim=True).clamp(min=1)
 
-    def forward(self, feature: Tensor) -> Tensor:
-        """Maps tokens to logits (N, classes)."""
-        token = self.reduce(feature).flatten(1)
+    def forward(self, feature: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Maps tokens to logits (N, classes); the mask is the one that was named."""
+        token = self.reduce(feature, mask).flatten(1)
         logits: Tensor = self.linear(F.layer_norm(token, token.shape[1:]))
         return logits
 
 
-def reduced(head: nn.Module, feature: Tensor) -> Tensor:
-    """What of a feature a head has to see: `head(reduced(head, feature))` is `head(feature)`.
+def inputs_of(head: nn.Module) -> tuple[str, ...]:
+    """The network's inputs that a head takes besides its feature, by argument name."""
+    names = getattr(head, "takes", ())
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def taken(head: nn.Module, given: Mapping[str, Any]) -> list[Any]:
+    """What a head takes besides its feature.
+
+    Args:
+        head: The head.
+        given: The network's inputs by argument name.
+
+    Raises:
+        ConfigError: An input that the network was not given.
+    """
+    names = inputs_of(head)
+    if missing := [name for name in names if name not in given]:
+        raise ConfigError(
+            f"a head takes the input {missing[0]!r}, but the network is called with {', '.join(given) or 'none'}; "
+            "name one of its arguments"
+        )
+    return [given[name] for name in names]
+
+
+def reduced(head: nn.Module, feature: Tensor, *others: Any) -> Tensor:
+    """What of a feature a head has to see: `head(reduced(head, feature, *others))` is `head(feature, *others)`.
 
     The heads of this module begin with pooling, which has no parameters; so training on a frozen backbone may
     keep the pooled feature, which is far smaller. Any other head sees the whole feature.
+
+    Args:
+        head: The head.
+        feature: Its feature.
+        *others: As `taken` gives them.
+
+    Raises:
+        ConfigError: A head of another kind that takes inputs as well: of those nothing is kept.
     """
     # Subclasses may do something else with a feature.
     if isinstance(head, (ConvHead, PooledHead, TokenHead)) and type(head).__module__ == __name__:
-        return head.reduce(feature)
+        return head.reduce(feature, *others)
+    if others:
+        raise ConfigError(
+            f"a {type(head).__name__} takes {', '.join(inputs_of(head))} besides its feature, and only features "
+            "are kept; train with cache=False"
+        )
     return feature
 
 

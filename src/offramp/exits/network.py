@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from offramp.errors import ConfigError, LayerNameError
 from offramp.evalmode import eval_mode
-from offramp.exits.heads import head_for
+from offramp.exits.heads import head_for, inputs_of, taken
 from offramp.exits.taps import Tap, Taps, layouts_of, logits_of
 from offramp.inputs import Inputs, run
 
@@ -26,6 +27,9 @@ class MultiExit(nn.Module):
 
     A submodule that gives a tuple, list or dict feeds its first item, which transformer blocks call the hidden
     states. The model's own output, the last exit, is a tensor of logits, or holds it under the key `logits`.
+
+    A head sees its feature. One that needs an input of the network as well, such as an attention mask, names it in
+    its attribute `takes`, a tuple of argument names; their values follow the feature when it is called.
 
     Args:
         model: Any network; its own output is the last exit.
@@ -88,7 +92,7 @@ class MultiExit(nn.Module):
     def forward_features(self, *args: Any, **kwargs: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The features that feed the early exits (the cuts), and the logits of every exit."""
         features, last = self.backbone(*args, **kwargs)
-        return features, self.classify(features, last)
+        return features, self.classify(features, last, self.named(*args, **kwargs))
 
     def backbone(self, *args: Any, **kwargs: Any) -> tuple[tuple[Tensor, ...], Tensor]:
         """The features that feed the early exits and the model's own logits; no head runs."""
@@ -109,9 +113,24 @@ class MultiExit(nn.Module):
             self._taps.features.clear()
         return features, logits_of(last)
 
-    def classify(self, features: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
-        """The logits of every exit from what `backbone` gives."""
-        return (*(head(f) for head, f in zip(self.heads, features, strict=True)), last)
+    def classify(
+        self, features: Sequence[Tensor], last: Tensor, given: Mapping[str, Any] | None = None
+    ) -> tuple[Tensor, ...]:
+        """The logits of every exit from what `backbone` gives.
+
+        Args:
+            features: Per early exit its feature; or what `reduced` has made of it.
+            last: The model's own logits.
+            given: As `named` gives it; left out where features are reduced.
+        """
+        pairs = zip(self.heads, features, strict=True)
+        return (*(head(f, *(() if given is None else taken(head, given))) for head, f in pairs), last)
+
+    def named(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The model's inputs by argument name; nothing unless a head takes some of them."""
+        if not any(inputs_of(head) for head in self.heads):
+            return {}
+        return {**inspect.signature(self.model.forward).bind(*args, **kwargs).arguments, **kwargs}
 
     def exit_parameters(self) -> Iterator[nn.Parameter]:
         """The heads' own parameters."""

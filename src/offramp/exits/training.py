@@ -104,7 +104,7 @@ class MultiExitModule(L.LightningModule):
             return logits
         with torch.no_grad():
             features, last = run(self.net.backbone, x)
-        return self.net.classify(features, last)
+        return self.net.classify(features, last, run(self.net.named, x))
 
 
 def _one_cycle(progress: float) -> float:

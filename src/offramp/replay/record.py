@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.bundle.feed import by_name
 from offramp.datasets.distortion import Distortion
 from offramp.errors import ConfigError, InputError
 from offramp.exits.confidence import confidence_of, softmax
@@ -49,23 +50,26 @@ def record(
     if bundle.held <= manifest.last:
         raise ConfigError(f"{bundle.path} is an edge copy; a trace needs every exit, so give the whole bundle")
     classes = manifest.final_exit().logits.shape[-1]
-    inputs, labels = data.inputs, data.labels
+    samples, labels = by_name(data.inputs, manifest.inputs), data.labels
     if not len(labels):
         raise ConfigError("there are no samples to trace")
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ConfigError(f"labels from {labels.min()} to {labels.max()} do not go with {classes} classes")
     if distortion is not None:
-        if inputs.dtype != np.uint8 or inputs.ndim not in (3, 4):
-            raise InputError(
-                f"a distortion takes pixels, uint8 of shape (N, H, W, …), not {inputs.dtype} {inputs.shape}"
-            )
-        inputs = distortion(inputs.view(np.uint8))
+        for name, pixels in samples.items():
+            if len(samples) > 1 or pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
+                came = f"{pixels.dtype} {pixels.shape}" if len(samples) == 1 else f"{len(samples)} inputs"
+                raise InputError(f"a distortion takes pixels, uint8 of shape (N, H, W, …), not {came}")
+            samples[name] = distortion(pixels.view(np.uint8))
     exits = held_exits(bundle)
-    logits = exit_logits(stages, inputs, on_batch=on_batch)
+    logits = exit_logits(stages, samples, on_batch=on_batch)
     temperatures = [bundle.tuning.temperatures[e] or 1.0 for e in exits]
     said = [softmax(z, t) for z, t in zip(logits, temperatures, strict=True)]
     measure = bundle.tuning.confidence
-    alone = [_times(stages, exits, prepared(manifest, inputs[i : i + 1])) for i in range(min(_TIMED, len(labels)))]
+    alone = [
+        _times(stages, exits, prepared(manifest, {name: x[i : i + 1] for name, x in samples.items()}))
+        for i in range(min(_TIMED, len(labels)))
+    ]
     stage_ms, exit_ms = (np.median(times, axis=0).tolist() for times in zip(*alone, strict=True))
     heads = [found.graph for found in manifest.exits if found is not None]
     modes = dict.fromkeys(mode for cut in range(-1, manifest.last) for mode in manifest.modes(cut))
@@ -92,9 +96,9 @@ def record(
     )
 
 
-def _times(stages: Stages, exits: tuple[int, ...], x: Array) -> tuple[list[float], list[float]]:
+def _times(stages: Stages, exits: tuple[int, ...], tensors: list[Array]) -> tuple[list[float], list[float]]:
     """The milliseconds of every stage and of every head; 0 for the last exit, which has none."""
-    tensors, stage_ms, exit_ms = [x], [], []
+    stage_ms, exit_ms = [], []
     last = stages.bundle.manifest.last
     for i in range(last + 1):
         tensors, spent = stages.stage(i, tensors)

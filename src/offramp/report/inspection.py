@@ -38,7 +38,7 @@ def inspection(bundle: Bundle) -> dict[str, Any]:
         "format": manifest.format,
         "digest": bundle.digest,
         "classes": list(manifest.classes),
-        "input": _tensor(manifest.input),
+        "inputs": [_tensor(t) for t in manifest.inputs],
         "input_modes": {mode: _sent(bundle, -1, mode) for mode in manifest.modes(-1)},
         "mode": tuning.mode,
         "confidence": tuning.confidence,
@@ -73,9 +73,9 @@ def inspection_text(facts: dict[str, Any]) -> str:
             ]
         )
     sizes = ", ".join(f"{mode} {bytes_text(size)}" for mode, size in facts["input_modes"].items())
-    shape = "x".join(map(str, facts["input"]["shape"]))
+    inputs = " + ".join(f"{t['name']} {t['dtype']} {'x'.join(map(str, t['shape']))}" for t in facts["inputs"])
     caption = (
-        f"input {facts['input']['dtype']} {shape}, sent as {sizes}; "
+        f"{inputs}, sent as {sizes}; "
         f"{bytes_text(facts['bytes'])} of graphs; confidence {facts['confidence']}; digest {facts['digest'][:16]}…"
     )
     return table_text(f"{facts['name']}: {facts['path']}", heads, rows, caption=caption)

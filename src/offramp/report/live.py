@@ -33,7 +33,7 @@ def run_files(edge: Edge, files: Sequence[Path], sink: TextIO, console: Console)
     results: list[Result] = []
 
     def inputs() -> Iterator[Any]:
-        for source, x in read_inputs(files, manifest.input, manifest.preprocessing):
+        for source, x in read_inputs(files, manifest.inputs, manifest.preprocessing):
             sources.append(source)
             yield x
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.bundle.bundle import Bundle
+from offramp.bundle.feed import example
 from offramp.runtime.stages import Stages
 from offramp.runtime.tail import TailRequest, tail_name
 from offramp.serving.channel import GrpcChannel
@@ -34,8 +35,7 @@ def measure(stages: Stages, channel: GrpcChannel | None = None, *, runs: int = 5
         ServerError: The server cannot be measured.
     """
     bundle = stages.bundle
-    spec = bundle.manifest.input
-    at_cut: dict[int, Tensors] = {-1: [np.zeros((1, *spec.shape), spec.dtype)]}
+    at_cut: dict[int, Tensors] = {-1: example(bundle.manifest.inputs)}
     stage_ms, exit_ms = [], []
     for i in range(bundle.held):
         at_cut[i] = stages.stage(i, at_cut[i - 1])[0]

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from offramp.bundle.bundle import Bundle
+from offramp.bundle.feed import by_name, example
+from offramp.bundle.manifest import TensorSpec
 from offramp.bundle.preprocessing import preprocess
 from offramp.errors import (
     ActionError,
@@ -136,15 +138,16 @@ class Edge:
 
         Args:
             x: The network's input for one sample, in the manifest's dtype and shape (a batch axis of 1 may
-                lead); or, where the manifest has preprocessing, an image as uint8 pixels (H, W) or (H, W, 3).
+                lead); of several inputs a dict by name, or a tuple by place. Where the manifest has
+                preprocessing, an image as uint8 pixels (H, W) or (H, W, 3).
             index: Goes into the result.
 
         Raises:
-            InputError: An input of wrong shape or dtype, or not finite.
+            InputError: An input of wrong name, shape or dtype, or not finite.
             ActionError: The policy chose what this edge cannot do.
             StageError: ONNX Runtime failed.
         """
-        trip = Trip(self._clock(), [self._prepared(x)])
+        trip = Trip(self._clock(), self._prepared(x))
         action = self.policy.choose(self.context)
         self._check_action(action)
         answer = self._along(trip, action)
@@ -177,19 +180,15 @@ class Edge:
             error=trip.error,
         )
 
-    def _prepared(self, x: Any) -> Array:
+    def _prepared(self, x: Any) -> list[Array]:
         if isinstance(x, Broken):
             raise InputError(x.reason)
-        try:
-            array = np.asarray(x)
-        except ValueError as error:
-            raise InputError(f"the input is no array: {error}") from error
-        spec, images = self._manifest.input, self._manifest.preprocessing
-        if array.dtype == np.uint8 and spec.dtype != "uint8" and images is not None:
-            return preprocess(array[None], images)
-        batch = array if array.shape[:1] == (1,) and array.ndim == len(spec.shape) + 1 else array[None]
-        check_tensor(batch, spec)
-        return batch
+        specs, images = self._manifest.inputs, self._manifest.preprocessing
+        arrays = by_name(x, specs)
+        first = arrays[specs[0].name]
+        if images is not None and first.dtype == np.uint8 and specs[0].dtype != "uint8":
+            return [preprocess(first[None].view(np.uint8), images)]
+        return [_one_sample(arrays[spec.name], spec) for spec in specs]
 
     def _check_action(self, action: Action) -> None:
         if action.split not in self.context.splits:
@@ -318,9 +317,8 @@ class Edge:
         return max(trip.beliefs, default=None)
 
     def _warm_up(self) -> list[float]:
-        """Runs every stage and exit once on zeros, so that the first input is no slower; times them."""
-        spec = self._manifest.input
-        tensors: list[Array] = [np.zeros((1, *spec.shape), spec.dtype)]
+        """Runs every stage and exit once, so that the first input is no slower; times them."""
+        tensors = example(self._manifest.inputs)
         measured = []
         for i in range(self.bundle.held):
             outputs, _ = self._stages.stage(i, tensors)
@@ -329,3 +327,9 @@ class Edge:
             if i in self.context.exits:
                 self._stages.exit(i, tensors)
         return measured
+
+
+def _one_sample(array: Array, spec: TensorSpec) -> Array:
+    batch = array if array.shape[:1] == (1,) and array.ndim == len(spec.shape) + 1 else array[None]
+    check_tensor(batch, spec)
+    return batch

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.bundle.bundle import Bundle
+from offramp.bundle.feed import by_name
 from offramp.bundle.manifest import Manifest
 from offramp.bundle.preprocessing import preprocess
+from offramp.errors import InputError
 from offramp.runtime.stages import Stages, check_tensor
 
-__all__ = ["exit_logits", "held_exits", "prepared"]
+__all__ = ["exit_logits", "held_exits", "prepared", "sample_count"]
 
 Array = NDArray[np.generic]
 
 
 def exit_logits(
     stages: Stages,
-    inputs: Array,
+    inputs: Any,
     *,
     batch: int = 100,
     on_batch: Callable[[int], None] = lambda n: None,
@@ -28,25 +31,27 @@ def exit_logits(
 
     Args:
         stages: The bundle's sessions.
-        inputs: (N, …): the network's own inputs, or uint8 pixels where the manifest has preprocessing.
+        inputs: (N, …): the network's own input, or uint8 pixels where the manifest has preprocessing; of several
+            inputs a dict by name, or a tuple by place.
         batch: Inputs that run at once.
         on_batch: Told how many inputs have been run since it was last told.
 
     Raises:
-        InputError: Inputs of wrong shape or dtype, or not finite.
+        InputError: Inputs of wrong names, shape or dtype, of different lengths, or not finite.
         StageError: ONNX Runtime failed.
     """
     bundle, last = stages.bundle, stages.bundle.manifest.last
     exits = held_exits(bundle)
     found: dict[int, list[Array]] = {e: [] for e in exits}
-    for start in range(0, len(inputs), batch):
-        part = prepared(bundle.manifest, inputs[start : start + batch])
-        tensors = [part]
+    samples = by_name(inputs, bundle.manifest.inputs)
+    count = sample_count(samples)
+    for start in range(0, count, batch):
+        tensors = prepared(bundle.manifest, {name: x[start : start + batch] for name, x in samples.items()})
         for i in range(max(exits, default=-1) + 1):
             tensors, _ = stages.stage(i, tensors)
             if i in exits:
                 found[i].append(tensors[0] if i == last else stages.exit(i, tensors)[0])
-        on_batch(len(part))
+        on_batch(min(batch, count - start))
     classes = bundle.manifest.final_exit().logits.shape
     empty: list[Array] = [np.empty((0, *classes), np.float32)]
     return [np.concatenate(found[e] or empty).astype(np.float32, copy=False) for e in exits]
@@ -57,14 +62,35 @@ def held_exits(bundle: Bundle) -> tuple[int, ...]:
     return tuple(i for i, found in enumerate(bundle.manifest.exits[: bundle.held]) if found is not None)
 
 
-def prepared(manifest: Manifest, batch: Array) -> Array:
-    """A batch of pixels or inputs as the network takes it.
+def sample_count(samples: Mapping[str, Array]) -> int:
+    """How many samples some arrays hold.
 
     Raises:
-        InputError: Another shape or dtype, or values that are not finite.
+        InputError: Not all as many.
     """
-    spec, images = manifest.input, manifest.preprocessing
-    if batch.dtype == np.uint8 and spec.dtype != "uint8" and images is not None:
-        return preprocess(batch.view(np.uint8), images)
-    check_tensor(batch, spec)
-    return batch
+    counts = {name: len(x) if x.ndim else 0 for name, x in samples.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        raise InputError(f"every input needs as many samples; there are {listed}")
+    return next(iter(counts.values()))
+
+
+def prepared(manifest: Manifest, batch: Mapping[str, Array]) -> list[Array]:
+    """A batch of inputs, or of pixels, as the first stage takes it.
+
+    Args:
+        manifest: The bundle's.
+        batch: As `by_name` gives it, each (N, …).
+
+    Raises:
+        InputError: Another shape or dtype, values that are not finite, or batches that differ.
+    """
+    specs, images = manifest.inputs, manifest.preprocessing
+    first = batch[specs[0].name]
+    if images is not None and first.dtype == np.uint8 and specs[0].dtype != "uint8":
+        return [preprocess(first.view(np.uint8), images)]
+    for spec in specs:
+        check_tensor(batch[spec.name], spec)
+    if len(specs) > 1:
+        sample_count(batch)
+    return [batch[spec.name] for spec in specs]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.bundle.feed import signature
 from offramp.bundle.manifest import Manifest, Preprocessing
 from offramp.datasets import DATASETS, ImageData, Parts, folder_parts, image_folder, named_parts
 from offramp.datasets.arrays import read_arrays
@@ -26,13 +27,14 @@ class Labelled:
     """Inputs with their labels.
 
     Attributes:
-        inputs: Pixels as uint8 where the manifest has preprocessing, or the network's own inputs; (N, …).
+        inputs: Pixels as uint8 where the manifest has preprocessing, or the network's own input; (N, …). Of
+            several inputs these by name.
         labels: int64 (N,), in the order of the manifest's classes.
         what: Which data these are, in words.
         doubt: Why the network may have learnt from them; empty where the bundle says that it has not.
     """
 
-    inputs: NDArray[np.generic]
+    inputs: NDArray[np.generic] | dict[str, NDArray[np.generic]]
     labels: NDArray[np.int64]
     what: str
     doubt: str = ""
@@ -41,9 +43,9 @@ class Labelled:
         """At most the first `limit` of them; all if None."""
         if limit is None or limit >= len(self.labels):
             return self
-        return Labelled(
-            self.inputs[:limit], self.labels[:limit], f"the first {limit:,} of {self.what}", self.doubt
-        )
+        inputs = self.inputs
+        first = {n: x[:limit] for n, x in inputs.items()} if isinstance(inputs, dict) else inputs[:limit]
+        return Labelled(first, self.labels[:limit], f"the first {limit:,} of {self.what}", self.doubt)
 
 
 def held_out_data(source: str, manifest: Manifest) -> Labelled:
@@ -54,7 +56,8 @@ def held_out_data(source: str, manifest: Manifest) -> Labelled:
 
     Args:
         source: One of `DATASETS`, a folder with one folder of images per class, or an .npz file with the
-            arrays `x` and `y`. A name goes before a folder that is called alike.
+            arrays `x` and `y`, or for several inputs `y` and an array called as each of them. A name goes before
+            a folder that is called alike.
         manifest: The bundle's.
 
     Raises:
@@ -106,7 +109,7 @@ def _given(source: str, manifest: Manifest) -> Labelled:
         size, color = (images.height, images.width), images.color == "rgb"
         return _labelled(image_folder(path, size, color=color), manifest, f"all images in {source}", _OWN)
     if os.path.isfile(source) and path.suffix.lower() == ".npz":
-        inputs, labels = _arrays(path)
+        inputs, labels = _arrays(path, manifest)
         return Labelled(inputs, labels, f"all samples in {source} ({len(labels):,})", _OWN)
     raise ConfigError(
         f"{source!r} is no data set, no folder and no .npz file; known data sets: {', '.join(DATASETS)}"
@@ -116,8 +119,8 @@ def _given(source: str, manifest: Manifest) -> Labelled:
 def _images_of(manifest: Manifest, source: str) -> Preprocessing:
     if manifest.preprocessing is None:
         raise ConfigError(
-            f"the bundle has no preprocessing, so it cannot take the images of {source}; give an .npz file with "
-            f"inputs `x` of shape (N, {', '.join(map(str, manifest.input.shape))}) and labels `y`"
+            f"the bundle has no preprocessing, so it cannot take the images of {source}; give an "
+            f"{_asked(manifest)}; the network takes {signature(manifest.inputs)}"
         )
     return manifest.preprocessing
 
@@ -150,21 +153,43 @@ def _labelled(data: ImageData, manifest: Manifest, what: str, doubt: str = "") -
     return Labelled(data.images, labels, f"{what} ({len(data):,})", doubt)
 
 
-def _arrays(path: Path) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
+def _names(manifest: Manifest) -> list[str]:
+    """What the arrays of inputs are called in an .npz file."""
+    return ["x"] if len(manifest.inputs) == 1 else [spec.name for spec in manifest.inputs]
+
+
+def _asked(manifest: Manifest) -> str:
+    """The .npz file in which inputs and labels come, in words."""
+    return f".npz file with inputs {', '.join(f'`{name}`' for name in _names(manifest))} and labels `y`"
+
+
+def _arrays(
+    path: Path, manifest: Manifest
+) -> tuple[NDArray[np.generic] | dict[str, NDArray[np.generic]], NDArray[np.int64]]:
+    names = _names(manifest)
+    if "y" in names:
+        raise ConfigError("the bundle has an input called 'y', which .npz files call the labels; rename the input")
     try:
         arrays = read_arrays(path)
         if not isinstance(arrays, dict):
             raise ValueError("it is a single array")
-        if missing := [name for name in ("x", "y") if name not in arrays]:
-            raise ValueError(f"{missing[0]} is not a file in the archive")
+        if missing := [name for name in (*names, "y") if name not in arrays]:
+            raise ValueError(
+                f"{', '.join(missing)} is not a file in the archive; it holds {', '.join(arrays) or 'nothing'}"
+            )
     except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} is no {_asked(manifest)} that can be read: {error}") from error
+    labels = arrays["y"]
+    if (
+        labels.dtype.kind not in "iu"
+        or labels.ndim != 1
+        or any(arrays[n].shape[:1] != labels.shape for n in names)
+    ):
+        asked = ", ".join(f"`{name}`" for name in names)
+        came = ", ".join(f"{arrays[name].dtype} {arrays[name].shape}" for name in names)
         raise DatasetError(
-            f"{path} is no .npz file with inputs `x` and labels `y` that can be read: {error}"
-        ) from error
-    inputs, labels = arrays["x"], arrays["y"]
-    if labels.dtype.kind not in "iu" or labels.ndim != 1 or inputs.shape[:1] != labels.shape:
-        raise DatasetError(
-            f"{path}: expected `x` of shape (N, …) and whole numbers `y` of shape (N,), got {inputs.dtype} "
-            f"{inputs.shape} and {labels.dtype} {labels.shape}"
+            f"{path}: expected {asked} of shape (N, …) and whole numbers `y` of shape (N,), got {came} and "
+            f"{labels.dtype} {labels.shape}"
         )
+    inputs = arrays["x"] if len(manifest.inputs) == 1 else {name: arrays[name] for name in names}
     return inputs, labels.astype(np.int64)

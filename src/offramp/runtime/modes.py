@@ -7,13 +7,15 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.bundle.feed import by_name
 from offramp.bundle.manifest import Tuning, travel_key
 from offramp.errors import ConfigError
-from offramp.runtime.evaluation import prepared
+from offramp.runtime.evaluation import prepared, sample_count
 from offramp.runtime.stages import Stages
 
 __all__ = ["ModeFigures", "measure_modes", "retuned_modes"]
@@ -61,7 +63,7 @@ class ModeFigures:
 
 def measure_modes(
     stages: Stages,
-    inputs: Array,
+    inputs: Any,
     labels: NDArray[np.integer],
     *,
     batch: int = 100,
@@ -71,7 +73,7 @@ def measure_modes(
 
     Args:
         stages: The whole bundle's sessions.
-        inputs: (N, …): the network's own inputs, or uint8 pixels where the manifest has preprocessing.
+        inputs: (N, …), as `exit_logits` takes them.
         labels: (N,) class indices.
         batch: Inputs that run at once.
         on_batch: Told how many inputs have been run since it was last told.
@@ -81,20 +83,22 @@ def measure_modes(
 
     Raises:
         ConfigError: An edge copy that lacks stages, no samples, or another number of labels.
-        InputError: Inputs of wrong shape or dtype, or not finite.
+        InputError: Inputs of wrong names, shape or dtype, of different lengths, or not finite.
         StageError: ONNX Runtime failed.
     """
     bundle = stages.bundle
     manifest, last = bundle.manifest, bundle.manifest.last
     if bundle.held <= last:
         raise ConfigError(f"{bundle.path} is an edge copy; the modes' accuracy needs the whole bundle")
-    if not len(labels) or len(inputs) != len(labels):
-        raise ConfigError(f"expected at least one input and a label for each, not {len(inputs)} and {len(labels)}")
+    samples = by_name(inputs, manifest.inputs)
+    count = sample_count(samples)
+    if not count or count != len(labels):
+        raise ConfigError(f"expected at least one input and a label for each, not {count} and {len(labels)}")
     ways = [(cut, mode) for cut in range(-1, last) for mode in manifest.modes(cut)]
     said: dict[tuple[int, str], list[Array]] = {way: [] for way in ways}
     alone: dict[tuple[int, str], list[tuple[float, ...]]] = {way: [] for way in ways}
-    for start in range(0, len(inputs), batch):
-        tensors: Sequence[Array] = [prepared(manifest, inputs[start : start + batch])]
+    for start in range(0, count, batch):
+        tensors = prepared(manifest, {name: x[start : start + batch] for name, x in samples.items()})
         for cut in range(-1, last):
             for mode in manifest.modes(cut):
                 packed, _ = stages.encode(cut, mode, tensors)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.bundle.feed import by_name, signature
 from offramp.bundle.manifest import Preprocessing, TensorSpec
 from offramp.datasets import IMAGE_SUFFIXES, load_image
 from offramp.datasets.arrays import read_arrays
-from offramp.errors import ConfigError, DatasetError
+from offramp.errors import ConfigError, DatasetError, InputError
 
 __all__ = ["Broken", "find_inputs", "read_inputs"]
 
@@ -50,24 +51,25 @@ def find_inputs(paths: Sequence[Path]) -> list[Path]:
 
 
 def read_inputs(
-    files: Sequence[Path], spec: TensorSpec, images: Preprocessing | None
+    files: Sequence[Path], specs: Sequence[TensorSpec], images: Preprocessing | None
 ) -> Iterator[tuple[str, Any]]:
     """Each input with its name, ready for `Edge.run`; unreadable files give a `Broken`.
 
     Images are resized as the manifest says. Arrays hold one input or a batch of them: the network's own
-    input, or uint8 pixels where the manifest has preprocessing.
+    input, or uint8 pixels where the manifest has preprocessing. For several inputs an .npz file holds an array
+    called as each of them; its other arrays, such as labels, are left alone.
 
     Args:
         files: As `find_inputs` gives them.
-        spec: The network's input.
+        specs: The network's inputs.
         images: The manifest's preprocessing, if any.
     """
     for path in files:
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            yield str(path), _image(path, images)
+            yield str(path), _image(path, specs, images)
             continue
         try:
-            batch = _array(path, spec, images)
+            batch = _arrays(path, specs) if len(specs) > 1 else _array(path, specs[0], images)
         except (OSError, ValueError) as error:
             yield str(path), Broken(f"{path} is not an array that can be read: {error}")
             continue
@@ -75,9 +77,10 @@ def read_inputs(
             yield f"{path}[{i}]", x
 
 
-def _image(path: Path, images: Preprocessing | None) -> Any:
+def _image(path: Path, specs: Sequence[TensorSpec], images: Preprocessing | None) -> Any:
     if images is None:
-        return Broken(f"{path} is an image, but the bundle has no preprocessing; give arrays")
+        file = "arrays" if len(specs) == 1 else f".npz files with the arrays {signature(specs)}"
+        return Broken(f"{path} is an image, but the bundle has no preprocessing; give {file}")
     try:
         return load_image(path, (images.height, images.width), color=images.color == "rgb")
     except DatasetError as error:
@@ -94,3 +97,21 @@ def _array(path: Path, spec: TensorSpec, images: Preprocessing | None) -> NDArra
     if array.dtype == np.uint8 and spec.dtype != "uint8" and images is not None:
         single = 2 if images.color == "grey" else 3
     return array[None] if array.ndim == single else array
+
+
+def _arrays(path: Path, specs: Sequence[TensorSpec]) -> list[dict[str, NDArray[Any]]]:
+    """The samples in a file, by the inputs' names."""
+    arrays = read_arrays(path)
+    if not isinstance(arrays, dict):
+        raise ValueError(f"it is one array; an .npz file with {signature(specs)} is expected")
+    try:
+        wanted = by_name({s.name: arrays[s.name] for s in specs if s.name in arrays}, specs)
+    except InputError as error:
+        raise ValueError(f"{error}; it holds {', '.join(arrays) or 'nothing'}") from error
+    if all(wanted[spec.name].ndim == len(spec.shape) for spec in specs):
+        return [wanted]
+    counts = {name: x.shape[:1] for name, x in wanted.items()}
+    if len(set(counts.values())) > 1 or not all(counts.values()):
+        listed = ", ".join(f"{name} {x.shape}" for name, x in wanted.items())
+        raise ValueError(f"every array needs as many samples, or one without an axis for them; it has {listed}")
+    return [dict(zip(wanted, sample, strict=True)) for sample in zip(*wanted.values(), strict=True)]

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from offramp.bundle.bundle import Bundle
+from offramp.bundle.feed import example
 from offramp.bundle.manifest import Graph, TensorSpec
 from offramp.errors import ActionError, BundleShapeError, ConfigError, InputError, StageError
 
@@ -19,7 +20,12 @@ __all__ = ["PROVIDERS", "Stages", "check_tensor"]
 
 Array = NDArray[np.generic]
 
-_ELEMENTS = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
+_ELEMENTS = {
+    "tensor(float)": "float32",
+    "tensor(uint8)": "uint8",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
 _DTYPES = {name: np.dtype(name) for name in _ELEMENTS.values()}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -154,8 +160,8 @@ class Stages:
         return outputs, spent * 1e3
 
     def _undisturbed_s(self, graph: Graph, runs: int = 15) -> float:
-        zeros = [np.zeros((1, *spec.shape), spec.dtype) for spec in graph.inputs]
-        return statistics.median(self._run(graph, zeros)[1] for _ in range(runs)) / 1e3
+        tensors = example(graph.inputs)
+        return statistics.median(self._run(graph, tensors)[1] for _ in range(runs)) / 1e3
 
 
 def check_tensor(tensor: Array, spec: TensorSpec) -> None:

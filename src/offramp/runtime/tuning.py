@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.bundle.feed import by_name
 from offramp.bundle.manifest import CLOSED, Manifest, Tuning
 from offramp.errors import ConfigError
 from offramp.exits.calibration import Calibration, calibrate_logits, check_settings
-from offramp.runtime.evaluation import exit_logits, held_exits
+from offramp.runtime.evaluation import exit_logits, held_exits, sample_count
 from offramp.runtime.stages import Stages
 
 __all__ = ["Tuned", "macs_per_answer", "macs_saved", "tune"]
-
-Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Tuned:
 
 def tune(
     stages: Stages,
-    inputs: Array,
+    inputs: Any,
     labels: NDArray[np.integer],
     *,
     max_drop: float = 0.005,
@@ -53,7 +53,7 @@ def tune(
 
     Args:
         stages: The bundle's sessions.
-        inputs: (N, …): the network's own inputs, or uint8 pixels where the manifest has preprocessing.
+        inputs: (N, …), as `exit_logits` takes them.
         labels: (N,) class indices.
         max_drop: Accuracy that the cascade may lose against the last exit, as a fraction.
         delta: The probability that it may lose more; None promises nothing.
@@ -62,7 +62,7 @@ def tune(
 
     Raises:
         ConfigError: No early exit here, or settings that cannot be.
-        InputError: Inputs of wrong shape or dtype or not finite, labels that are no class indices.
+        InputError: Inputs of wrong names, shape or dtype or not finite, labels that are no class indices.
         StageError: ONNX Runtime failed.
     """
     check_settings(max_drop, delta, confidence)
@@ -71,10 +71,11 @@ def tune(
     last = bundle.manifest.last
     if not any(e < last for e in exits):
         raise ConfigError(f"{bundle.path} holds no early exit, so there is nothing to tune")
-    if len(inputs) != len(labels):
-        raise ConfigError(f"{len(inputs)} inputs do not go with {len(labels)} labels")
+    samples = by_name(inputs, bundle.manifest.inputs)
+    if (count := sample_count(samples)) != len(labels):
+        raise ConfigError(f"{count} inputs do not go with {len(labels)} labels")
     found = calibrate_logits(
-        exit_logits(stages, inputs, on_batch=on_batch),
+        exit_logits(stages, samples, on_batch=on_batch),
         labels,
         max_drop=max_drop,
         delta=delta,

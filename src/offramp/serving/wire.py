@@ -24,14 +24,19 @@ __all__ = [
 ]
 
 #: NumPy's name → the protocol's
-DATATYPES = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64"}
+DATATYPES = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64", "bool": "BOOL"}
 _DTYPES = {theirs: np.dtype(ours).newbyteorder("<") for ours, theirs in DATATYPES.items()}
 MAX_PORT = 65535
 
 _Described = tuple[tuple[str, str, tuple[int, ...]], ...]
 #: By dtype object: looking its name up costs more than all the rest of a small message.
 _NAMES = {np.dtype(ours).newbyteorder("<"): theirs for ours, theirs in DATATYPES.items()}
-_TYPED_FIELDS = {"FP32": "fp32_contents", "INT64": "int64_contents", "UINT8": "uint_contents"}
+_TYPED_FIELDS = {
+    "FP32": "fp32_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "BOOL": "bool_contents",
+}
 
 
 def grpc_options(max_message_mb: int) -> list[tuple[str, int]]:
@@ -147,6 +152,8 @@ def _tensors(described: Sequence[Any], raw: Sequence[bytes]) -> dict[str, NDArra
                     f"tensor {name!r} of shape {tuple(shape)} needs {wanted * dtype.itemsize} bytes, "
                     f"got {len(content)}"
                 )
+            if dtype == np.bool_ and content.translate(None, b"\0\1"):
+                raise ValueError(f"tensor {name!r} is BOOL and holds bytes other than 0 and 1")
             found[name] = np.ndarray(shape, dtype, content)
             continue
         values = getattr(entry.contents, _TYPED_FIELDS[datatype])
