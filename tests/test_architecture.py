@@ -225,6 +225,7 @@ print(json.dumps(said))
     )
     torch_side = {
         "ConvHead",
+        "DeepHead",
         "DistilledLoss",
         "FeatureCache",
         "JointLoss",
