@@ -10,15 +10,20 @@ from offramp.bundle.export import export_graph
 from offramp.bundle.partition import partition
 from offramp.exits.network import MultiExit
 
-__all__ = ["layer_model", "session"]
+__all__ = ["layer_model", "session", "session_options"]
 
 
 def session(content: bytes) -> ort.InferenceSession:
-    """An ONNX file as a session with one thread, set up as `offramp.runtime.stages` does."""
+    """An ONNX file as a session with one thread and memory of its own."""
+    return ort.InferenceSession(content, session_options(), providers=["CPUExecutionProvider"])
+
+
+def session_options() -> ort.SessionOptions:
+    """Options for one thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return options
 
 
 def layer_model(layer: nn.Module, example: Tensor) -> onnx.ModelProto:

@@ -1,4 +1,5 @@
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnxruntime as ort
@@ -132,6 +133,66 @@ def test_without_slowdown_nothing_sleeps(tiny, clock):
 def test_the_runtimes_failure_is_a_stage_error_that_names_the_file(tiny):
     with pytest.raises(StageError, match=r"stages/stage_0\.onnx"):
         Stages(tiny).stage(0, [np.zeros((1, 5), np.float64)])
+
+
+def _alone(bundle, x):
+    """Every stage's cut, each from a session with memory of its own."""
+    found, options = [x], ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    for stage in bundle.manifest.stages:
+        session = ort.InferenceSession(bundle.read(stage.graph), options, providers=["CPUExecutionProvider"])
+        found.append(session.run(None, {session.get_inputs()[0].name: found[-1]})[0])
+    return found[1:]
+
+
+def _cuts(stages, x):
+    tensors, found = [x], []
+    for i in range(stages.bundle.held):
+        tensors, _ = stages.stage(i, tensors)
+        found.append(tensors[0])
+    return found
+
+
+def _equal(found, expected):
+    return all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_stages_share_memory_and_give_what_they_give_alone(stages, digit_images):
+    entries = [
+        session.get_session_options().get_session_config_entry("session.use_env_allocators")
+        for session, *_ in stages._sessions.values()
+    ]
+    assert set(entries) == {"1"}
+    inputs = preprocess(digit_images[0][:8], stages.bundle.manifest.preprocessing)
+    expected = [_alone(stages.bundle, x[None]) for x in inputs]
+    found = [_cuts(stages, x[None]) for x in inputs]
+    assert all(map(_equal, found, expected))  # what was given first is still there after the last
+
+
+def test_threads_do_not_disturb_each_other_in_the_shared_memory(stages, digit_images):
+    inputs = preprocess(digit_images[0][:40], stages.bundle.manifest.preprocessing)
+    expected = [_cuts(stages, x[None]) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda x: _cuts(stages, x[None]), inputs))
+    assert all(map(_equal, found, expected))
+
+
+def test_sessions_made_earlier_work_on_when_others_come_and_go(stages, digit_images):
+    x = preprocess(digit_images[0][:1], stages.bundle.manifest.preprocessing)
+    expected = _cuts(stages, x)
+    others = [Stages(stages.bundle) for _ in range(3)]
+    assert all(_equal(_cuts(other, x), expected) for other in others)
+    del others
+    assert _equal(_cuts(stages, x), expected)
+
+
+def test_a_process_that_has_a_shared_arena_already_keeps_it(tiny, monkeypatch):
+    def taken(*_):
+        raise RuntimeError("An allocator for this device has already been registered for sharing.")
+
+    monkeypatch.setattr(ort, "create_and_register_allocator", taken)
+    x = np.zeros((1, 8), np.float32)
+    assert np.array_equal(Stages(tiny).stage(0, [x])[0][0], x)
 
 
 def _replaced(bundle, content):

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, ValueInfoProto, compose, helper
 
+from offramp.bundle.blocked import keep_blocks
 from offramp.bundle.crossing import ancestors, made_of_inputs
 from offramp.bundle.dataflow import Dataflow, needs
 from offramp.bundle.manifest import Graph, TensorSpec, cut_name
@@ -240,6 +241,7 @@ class _Cutter:
         graph.value_info.extend(v for v in flow.model.graph.value_info if v.name in inner)
         graph.input.extend(flow.values[name] for name in inputs)
         graph.output.extend(flow.values[name] for name in outputs)
+        keep_blocks(graph)
         _rename_ends(graph, entering, leaving)
         return piece
 

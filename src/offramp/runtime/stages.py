@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
@@ -72,6 +73,8 @@ class Stages:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if provider == "cpu":
+            _share_arena(options)
         #: By file: the session, and the names of what goes in and comes out.
         self._sessions: dict[str, tuple[ort.InferenceSession, list[str], list[str]]] = {}
         for graph in bundle.held_graphs():
@@ -180,6 +183,19 @@ def check_tensor(tensor: Array, spec: TensorSpec) -> None:
         # A finite sum of squares means finite terms; only an overflowing one needs the slower look.
         if not math.isfinite(np.dot(flat, flat)) and not np.isfinite(flat).all():
             raise InputError(f"tensor {spec.name!r} holds NaN or infinity")
+
+
+def _share_arena(options: ort.SessionOptions) -> None:
+    """Lets the sessions made from now on work in the same memory, as the layers of one graph do.
+
+    With an arena of its own each session finds its memory cold: the stages between have evicted it.
+    """
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    # From ONNX Runtime 1.23 on, an arena registered earlier stays with the sessions that have it; before, there is
+    # one for the whole process, and registering another is this error.
+    with contextlib.suppress(RuntimeError):
+        ort.create_and_register_allocator(memory, None)
+    options.add_session_config_entry("session.use_env_allocators", "1")
 
 
 def _check_session(session: ort.InferenceSession, graph: Graph) -> None:
