@@ -16,6 +16,7 @@ from rich.markup import escape
 from offramp import __version__
 from offramp.cli.bundles import export, inspect, profile
 from offramp.cli.cuts import cuts
+from offramp.cli.quantizing import quantize
 from offramp.cli.running import link, run, serve
 from offramp.cli.tracing import trace
 from offramp.cli.training import demo, reproduce, train
@@ -33,7 +34,7 @@ app = typer.Typer(
     "and a server. Start with `offramp demo`.",
 )
 # In the order in which `offramp --help` lists them.
-for _command in (demo, train, inspect, cuts, profile, tune, trace, serve, run, link, export, reproduce):
+for _command in (demo, train, inspect, cuts, profile, tune, quantize, trace, serve, run, link, export, reproduce):
     app.command()(_command)
 
 
