@@ -31,6 +31,7 @@ COMMANDS = (
     "cuts",
     "profile",
     "tune",
+    "quantize",
     "trace",
     "serve",
     "run",

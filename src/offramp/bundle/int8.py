@@ -79,8 +79,8 @@ def int8_graph(model: ModelProto, feeds: Iterable[Feed], **other: Any) -> ModelP
         return None
     # What the optimiser and the quantiser wrote of themselves would let older runtimes refuse the graph.
     found.ir_version = model.ir_version
-    used = {node.domain for node in found.graph.node}
-    opsets = [o for o in found.opset_import if o.domain in used]
+    kept = {node.domain for node in found.graph.node} | {o.domain for o in model.opset_import}
+    opsets = [o for o in found.opset_import if o.domain in kept]
     del found.opset_import[:]
     found.opset_import.extend(opsets)
     found.graph.ClearField("value_info")

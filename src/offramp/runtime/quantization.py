@@ -113,7 +113,7 @@ def quantize_stages(
         "calibration_samples": len(calibration),
         "data": data,
         "onnxruntime": ort.__version__,
-        **comparison.to_dict(),
+        "measured": comparison.to_dict(),
     }
     write_bundle(root, _recorded(fresh, record), bundle.tuning, files)
     kept = tuple(i for i in chosen if i not in done)
