@@ -144,7 +144,11 @@ def test_edge_and_server_agree_on_the_new_bundle_only(before, found, data, tmp_p
         ({"calibration": np.zeros((0, 28, 28), np.uint8)}, ConfigError, "no samples to calibrate on"),
         ({"calibration": np.zeros((3, 1, 28, 27), np.float32)}, InputError, "expected float32 of shape"),
         ({"calibration": np.full((3, 1, 28, 28), np.nan, np.float32)}, InputError, "NaN"),
-        ({"inputs": np.zeros((0, 28, 28), np.uint8), "labels": np.zeros(0, np.int64)}, ConfigError, "got 0 inputs"),
+        (
+            {"inputs": np.zeros((0, 28, 28), np.uint8), "labels": np.zeros(0, np.int64)},
+            ConfigError,
+            "got 0 inputs",
+        ),
         ({"labels": np.zeros(3, np.int64)}, ConfigError, "got 20 inputs and 3 labels"),
         ({"labels": np.full(20, 10)}, InputError, "labels from 10 to 10 do not go with 10 classes"),
     ],
@@ -232,7 +236,11 @@ def test_whatever_stops_it_nothing_is_lost(before, found, few, tmp_path, monkeyp
 def test_notes_name_what_became_worse_and_the_next_step():
     from offramp.report.quantization import quantization_facts, quantization_notes, quantization_text
 
-    stages = (StageChange(0, 100, 40, 1.0, 0.5), StageChange(1, 100, 120, 1.0, 2.0), StageChange(2, 9, 9, 1.0, 2.0))
+    stages = (
+        StageChange(0, 100, 40, 1.0, 0.5),
+        StageChange(1, 100, 120, 1.0, 2.0),
+        StageChange(2, 9, 9, 1.0, 2.0),
+    )
     exits = (ExitChange(0, 0.9, 0.885, 7), ExitChange(2, 0.95, 0.95, 0))
     compared = Comparison(1000, stages, exits, 0.94, 0.93, 0.5, 0.25)
     notes = "\n".join(quantization_notes(compared, (0, 1), (2,)))
