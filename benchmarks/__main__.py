@@ -17,6 +17,7 @@ ALL = (
     "sparse.crossover",
     "bundle.chain",
     "bundle.codecs",
+    "bundle.int8",
     "serving.roundtrip",
     "exits.width",
     "exits.cached",

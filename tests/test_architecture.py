@@ -166,8 +166,8 @@ EDGE_SIDE = [
     *(
         "offramp." + ".".join(module_of(path))
         for path in SOURCES
-        # HTTP and metrics are an extra of the server's.
-        if path.parent.name in ("policy", "runtime", "serving") and path.stem != "http"
+        # HTTP and metrics are an extra of the server's; whoever quantises has onnx.
+        if path.parent.name in ("policy", "runtime", "serving") and path.stem not in ("http", "quantization")
     ),
 ]
 
@@ -243,7 +243,7 @@ print(json.dumps(said))
         "sparsify_",
         "suggest_exits",
     }
-    onnx_side = {"Cut", "best_cuts", "bundle_from_onnx", "cuts_at", "find_cuts"}
+    onnx_side = {"Cut", "best_cuts", "bundle_from_onnx", "cuts_at", "find_cuts", "quantize_stages"}
     assert {name for name, text in said.items() if text != "here"} == torch_side | onnx_side
     for name in torch_side | onnx_side:
         extra = "onnx" if name in onnx_side else "train"

@@ -31,6 +31,7 @@ COMMANDS = (
     "cuts",
     "profile",
     "tune",
+    "quantize",
     "trace",
     "serve",
     "run",
@@ -715,3 +716,111 @@ def test_trace_refuses_what_cannot_be(tmp_path, digits_bundle, changes, code, wo
     done = offramp("trace", digits_bundle, *arguments)
     assert_clear_error(done, code, word)
     assert not list(tmp_path.iterdir())
+
+
+# --- quantize --------------------------------------------------------------------------------------------
+
+
+def test_quantize_shows_what_changed_and_writes_a_bundle_that_runs(tmp_path, digits_bundle, held_out, images):
+    small = tmp_path / "int8.bundle"
+    done = offramp("quantize", digits_bundle, "--dataset", held_out, "--out", small, "--stages", "0,2")
+    assert done.returncode == 0, done.stderr
+    for word in (
+        "smaller",
+        "faster",
+        "as before",
+        "answers changed",
+        "Exits on 2,800 inputs",
+        "at the thresholds",
+    ):
+        assert word in done.stdout
+    assert "calibrated on 200 of all samples in" in " ".join(done.stdout.split())
+    assert f"wrote {small}: int8 stages 0, 2, digest" in done.stdout
+    assert "fit them anew: offramp tune" in done.stderr
+    assert "only you know" in done.stderr
+    assert "Traceback" not in done.stderr
+    facts = [json.loads(offramp("inspect", b, "--json").stdout) for b in (digits_bundle, small)]
+    assert facts[0]["digest"] != facts[1]["digest"]
+    assert facts[1]["bytes"] < 0.8 * facts[0]["bytes"]
+    assert facts[1]["provenance"]["metrics"]["int8"][0]["stages"] == [0, 2]
+    assert [line["status"] for line in lines(offramp("run", small, images))] == ["ok"] * 5
+    assert offramp("tune", small, "--dataset", held_out, "--max-drop", "0.02").returncode == 0
+
+
+def test_quantize_as_json(tmp_path, digits_bundle):
+    small = tmp_path / "int8.bundle"
+    more = ("--dataset", "mnist-subset", "--stages", "1..2", "--calibration", 30, "--limit", 90, "--json")
+    done = offramp("quantize", digits_bundle, "--out", small, *more)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["int8"] == [1, 2]
+    assert facts["samples"] == 90
+    assert "30 of the held-out part of mnist-subset" in facts["data"]
+    assert "the first 90 of the test images of mnist-subset" in facts["data"]
+    assert facts["digest"] == json.loads(offramp("inspect", small, "--json").stdout)["digest"]
+    assert [s["stage"] for s in facts["stages"]] == [e["exit"] for e in facts["exits"]] == [0, 1, 2]
+    assert "wrote" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "word"),
+    [
+        ({"--stages": "3"}, 2, "has stages 0 to 2; chosen: 3"),
+        ({"--stages": "2..1"}, 2, "numbers and ranges, such as 0..2 or 0,2, not '2..1'"),
+        ({"--stages": "first"}, 2, "not 'first'"),
+        ({"--stages": ""}, 2, "not ''"),
+        ({"--stages": "0..99999999999"}, 2, "not '0..99999999999'"),
+        ({"--dataset": "mnits"}, 2, "known data sets: mnist-subset"),
+        ({"--dataset": "{here}/one.npz"}, 1, "at least two samples"),
+        ({"--dataset": "{here}/labels.npz"}, 1, "labels from 10 to 10 do not go with 10 classes"),
+        ({"--dataset": "{here}/nan.npz"}, 1, "NaN"),
+        ({"--calibration": "0"}, 2, "--calibration"),
+        ({"--limit": "0"}, 2, "--limit"),
+        ({"--out": "{here}/notes"}, 1, "exists and is no bundle"),
+        ({"--out": "{bundle}"}, 2, "is the bundle itself"),
+    ],
+)
+def test_quantize_refuses_what_cannot_be(tmp_path, digits_bundle, changes, code, word):
+    x, y = np.zeros((20, 1, 28, 28), np.float32), np.arange(20) % 10
+    np.savez(tmp_path / "one.npz", x=x[:1], y=y[:1])
+    np.savez(tmp_path / "labels.npz", x=x, y=np.full(20, 10))
+    np.savez(tmp_path / "nan.npz", x=x * np.nan, y=y)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep")
+    before = files_of(tmp_path)
+    options = {"--dataset": "mnist-subset", "--out": "{here}/new.bundle", "--limit": "20", **changes}
+    names = {"here": tmp_path, "bundle": digits_bundle}
+    filled = [part.format(**names) for pair in options.items() for part in pair]
+    assert_clear_error(offramp("quantize", digits_bundle, *filled), code, word)
+    assert files_of(tmp_path) == before
+
+
+def test_quantize_without_onnx_says_what_to_install(digits_bundle, tmp_path):
+    program = (
+        "import sys\n"
+        "sys.modules.update(onnx=None, torch=None)\n"
+        f"sys.argv = ['offramp', 'quantize', {str(digits_bundle)!r}, '--dataset', 'mnist-subset', '--out', 'x']\n"
+        "from offramp.cli import main\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "`offramp quantize` needs onnx, which is not installed: pip install 'offramp[onnx]'" in done.stderr
+
+
+def test_quantize_works_without_torch(digits_bundle, tmp_path):
+    arguments = ["quantize", str(digits_bundle), "--dataset", "mnist-subset", "--out", "x.bundle", "--limit", "50"]
+    program = (
+        "import sys\n"
+        "sys.modules.update(torch=None, onnxscript=None, lightning=None)\n"
+        f"sys.argv = ['offramp', *{arguments!r}]\n"
+        "from offramp.cli import main\n"
+        "main()"
+    )
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "wrote x.bundle: int8 stages 0, 1, 2" in done.stdout
+    assert all(line.startswith("note: ") for line in done.stderr.splitlines())

@@ -12,6 +12,7 @@ import pytest
 
 import offramp as off
 from offramp import errors
+from offramp.bundle.int8 import int8_graph
 from offramp.connect import connect
 from offramp.runtime.stages import check_tensor
 from offramp.runtime.tail import TailRequest
@@ -64,6 +65,7 @@ NAMES = [
     "find_cuts",
     "fit",
     "pattern_from_recipe",
+    "quantize_stages",
     "sparsify_",
     "suggest_exits",
 ]
@@ -196,6 +198,7 @@ def seams(tail, digits_bundle, tmp_path):
         "an ONNX operator that does not run": foreign(lambda m: setattr(m.graph.node[0], "domain", "com.acme")),
         "an ONNX graph whose shapes clash": lambda: off.find_cuts(foreign_model(inner=5)),
         "weights outside the model's folder": foreign(hide_weights),
+        "samples that the quantiser cannot run": lambda: int8_graph(foreign_model(), [{"x": good}]),
         # pydantic
         "a manifest with a wrong field": edited("manifest.json", name=7),
         "a manifest with an unknown field": edited("manifest.json", more=1),
@@ -237,6 +240,7 @@ SEAMS = {
     "an ONNX operator that does not run": errors.ExportError,
     "an ONNX graph whose shapes clash": errors.ExportError,
     "weights outside the model's folder": errors.ExternalDataError,
+    "samples that the quantiser cannot run": errors.ExportError,
     "a manifest with a wrong field": errors.BundleManifestError,
     "a manifest with an unknown field": errors.BundleManifestError,
     "a tuning with a wrong field": errors.BundleManifestError,

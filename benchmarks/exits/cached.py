@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     one_core()
     train, test = cifar10()
     loader, held = _loader(train, images), _loader(test, tested)
-    backbone = _resnet56(folder)
+    backbone = resnet56(folder)
     head = HEADS[arguments.head]
     net, other = _net(backbone, head), _net(backbone, head)
     _train(_net(backbone, head), list(loader)[:1], 1)  # what the first training of a process costs once
@@ -114,7 +114,8 @@ def _loader(part: ImageData, count: int) -> DataLoader[tuple[Tensor, ...]]:
     return DataLoader(data, BATCH)
 
 
-def _resnet56(folder: Path) -> torch.nn.Module:
+def resnet56(folder: Path) -> torch.nn.Module:
+    """CIFAR-10's published ResNet-56 from its code and weights in a folder."""
     spec = importlib.util.spec_from_file_location("resnet_cifar_torch", folder / "resnet_cifar_torch.py")
     assert spec is not None
     assert spec.loader is not None

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
     from offramp.policy.random import RandomArm
     from offramp.policy.splitee import ISplitEE
+    from offramp.runtime.quantization import quantize_stages
     from offramp.runtime.result import Result
     from offramp.runtime.stages import Stages
     from offramp.runtime.tail import Tail
@@ -95,6 +96,7 @@ _NAMES = {
     "find_cuts": "bundle.cuts",
     "fit": "exits.training",
     "pattern_from_recipe": "sparse.registry",
+    "quantize_stages": "runtime.quantization",
     "sparsify_": "sparse.sparsify",
     "suggest_exits": "exits.suggest",
 }
@@ -146,13 +148,14 @@ __all__ = [
     "find_cuts",
     "fit",
     "pattern_from_recipe",
+    "quantize_stages",
     "sparsify_",
     "suggest_exits",
 ]
 
 _TRAINING = ("torch", "lightning", "onnx", "onnxscript", "networkx")
 #: What needs onnx and no torch.
-_CUTTING = ("bundle.cuts", "bundle.foreign")
+_ONNX = ("bundle.cuts", "bundle.foreign", "runtime.quantization")
 
 
 def __getattr__(name: str) -> Any:
@@ -165,7 +168,7 @@ def __getattr__(name: str) -> Any:
             raise
         from offramp.errors import MissingExtraError
 
-        extra = "onnx" if _NAMES[name] in _CUTTING else "train"
+        extra = "onnx" if _NAMES[name] in _ONNX else "train"
         raise MissingExtraError(
             f"offramp.{name} needs {error.name}, which is not installed: pip install 'offramp[{extra}]'"
         ) from error

@@ -7,7 +7,7 @@ from PIL import Image
 from offramp.bundle.manifest import Preprocessing, Provenance, TensorSpec
 from offramp.datasets import DATASETS, ImageData, folder_parts, named_parts
 from offramp.errors import ConfigError, DatasetError
-from offramp.runtime.labelled import held_out_data
+from offramp.runtime.labelled import calibration_data, held_out_data
 from offramp.runtime.labelled import test_data as given_to_measure
 
 SIZES = [9000, 1000, 2000]
@@ -183,3 +183,32 @@ def test_data_to_measure_by_are_test_images_or_all_that_is_given(manifest, folde
     some = found.first(7)
     assert (len(some.inputs), len(some.labels), some.what) == (7, 7, f"the first 7 of {found.what}")
     assert found.first(None) is found.first(10_000) is found
+
+
+def test_calibration_data_are_drawn_and_never_measured_by(manifest, tmp_path, digits):
+    """Of a file, what is drawn and what is left make up all of it; of a data set by name, test images measure."""
+    x = np.arange(30, dtype=np.float32)[:, None, None, None] * np.ones((1, 1, 28, 28), np.float32)
+    np.savez(tmp_path / "own.npz", x=x, y=np.arange(30) % 10)
+    known, rest = calibration_data(str(tmp_path / "own.npz"), manifest, 8)
+    drawn, left = (part.inputs[:, 0, 0, 0].tolist() for part in (known, rest))
+    assert sorted(drawn + left) == list(range(30))
+    assert len(drawn) == 8
+    assert drawn != sorted(drawn)
+    assert left == sorted(left)
+    np.testing.assert_array_equal(known.labels, np.array(drawn) % 10)
+    assert known.what.startswith("8 of all samples in")
+    assert rest.what.startswith("22 of all samples in")
+    assert len(calibration_data(str(tmp_path / "own.npz"), manifest, 1000)[0].labels) == 15
+    again, _ = calibration_data(str(tmp_path / "own.npz"), manifest, 8)
+    np.testing.assert_array_equal(again.inputs, known.inputs)
+    named, test = calibration_data("mnist-subset", trained_on(manifest, "mnist-subset"), 300)
+    assert len(named.labels) == 300
+    held_out = {image.tobytes() for image in named_parts("mnist-subset", seed=3).held_out.images}
+    assert all(image.tobytes() in held_out for image in named.inputs)
+    np.testing.assert_array_equal(test.inputs, digits[1].images)
+
+
+def test_one_sample_cannot_both_calibrate_and_measure(manifest, tmp_path):
+    np.savez(tmp_path / "one.npz", x=np.zeros((1, 1, 28, 28), np.float32), y=[0])
+    with pytest.raises(DatasetError, match="at least two samples"):
+        calibration_data(str(tmp_path / "one.npz"), manifest, 1)

@@ -28,7 +28,7 @@ from offramp.errors import (
     ExternalDataError,
 )
 
-__all__ = ["Bundle", "write_bundle", "write_whole"]
+__all__ = ["Bundle", "check_place", "write_bundle", "write_whole"]
 
 MANIFEST, TUNING, HELD = "manifest.json", "tuning.json", "held.json"
 
@@ -175,9 +175,7 @@ def write_bundle(
     Raises:
         BundleError: Something other than a bundle is in the way, or the place cannot be written.
     """
-    root = Path(path).resolve()
-    if root.exists() and not _is_bundle(root) and (not root.is_dir() or any(root.iterdir())):
-        raise BundleError(f"{root} exists and is no bundle; choose another place or remove it")
+    root = check_place(path)
     try:
         documents = {
             name: model.model_dump_json(indent=1) + "\n"
@@ -200,6 +198,18 @@ def write_bundle(
             _swap(fresh, root, old)
     except OSError as error:
         raise BundleError(f"cannot write a bundle to {root}: {error}") from error
+
+
+def check_place(path: str | Path) -> Path:
+    """Where a bundle may be written: nothing, an empty directory or an older bundle is there; gives it in full.
+
+    Raises:
+        BundleError: Something else is in the way.
+    """
+    root = Path(path).resolve()
+    if root.exists() and not _is_bundle(root) and (not root.is_dir() or any(root.iterdir())):
+        raise BundleError(f"{root} exists and is no bundle; choose another place or remove it")
+    return root
 
 
 def write_whole(target: Path, content: bytes, *, like: Path | None = None) -> None:

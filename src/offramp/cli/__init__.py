@@ -17,6 +17,7 @@ from offramp import __version__
 from offramp.cli.bundles import export, inspect, profile
 from offramp.cli.cuts import cuts
 from offramp.cli.modes import modes
+from offramp.cli.quantizing import quantize
 from offramp.cli.running import link, run, serve
 from offramp.cli.tracing import trace
 from offramp.cli.training import demo, reproduce, train
@@ -34,7 +35,9 @@ app = typer.Typer(
     "and a server. Start with `offramp demo`.",
 )
 # In the order in which `offramp --help` lists them.
-for _command in (demo, train, inspect, cuts, modes, profile, tune, trace, serve, run, link, export, reproduce):
+for _command in (
+    demo, train, inspect, cuts, modes, profile, tune, quantize, trace, serve, run, link, export, reproduce,
+):  # fmt: skip
     app.command()(_command)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from offramp.bundle.preprocessing import preprocess
 from offramp.errors import InputError
 from offramp.runtime.stages import Stages, check_tensor
 
-__all__ = ["exit_logits", "held_exits", "prepared", "sample_count"]
+__all__ = ["batches", "exit_logits", "held_exits", "prepared", "sample_count"]
 
 Array = NDArray[np.generic]
 
@@ -43,18 +43,32 @@ def exit_logits(
     bundle, last = stages.bundle, stages.bundle.manifest.last
     exits = held_exits(bundle)
     found: dict[int, list[Array]] = {e: [] for e in exits}
-    samples = by_name(inputs, bundle.manifest.inputs)
-    count = sample_count(samples)
-    for start in range(0, count, batch):
-        tensors = prepared(bundle.manifest, {name: x[start : start + batch] for name, x in samples.items()})
+    for given in batches(bundle.manifest, inputs, batch):
+        tensors = given
         for i in range(max(exits, default=-1) + 1):
             tensors, _ = stages.stage(i, tensors)
             if i in exits:
                 found[i].append(tensors[0] if i == last else stages.exit(i, tensors)[0])
-        on_batch(min(batch, count - start))
+        on_batch(len(given[0]))
     classes = bundle.manifest.final_exit().logits.shape
     empty: list[Array] = [np.empty((0, *classes), np.float32)]
     return [np.concatenate(found[e] or empty).astype(np.float32, copy=False) for e in exits]
+
+
+def batches(manifest: Manifest, inputs: Any, size: int) -> Iterator[list[Array]]:
+    """Inputs in batches, as the first stage takes them.
+
+    Args:
+        manifest: The bundle's.
+        inputs: As `exit_logits` takes them.
+        size: Of a batch; the last one may be smaller.
+
+    Raises:
+        InputError: As `exit_logits` says.
+    """
+    samples = by_name(inputs, manifest.inputs)
+    for start in range(0, sample_count(samples), size):
+        yield prepared(manifest, {name: x[start : start + size] for name, x in samples.items()})
 
 
 def held_exits(bundle: Bundle) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from offramp.datasets import DATASETS, ImageData, Parts, folder_parts, image_fol
 from offramp.datasets.arrays import read_arrays
 from offramp.errors import ConfigError, DatasetError
 
-__all__ = ["Labelled", "held_out_data", "test_data"]
+__all__ = ["Labelled", "calibration_data", "held_out_data", "test_data"]
 
 #: The doubt about data that the user brings.
 _OWN = "only you know whether the network has learnt from these"
@@ -43,9 +43,16 @@ class Labelled:
         """At most the first `limit` of them; all if None."""
         if limit is None or limit >= len(self.labels):
             return self
+        return self._at(slice(limit), f"the first {limit:,} of {self.what}")
+
+    def drawn(self, index: NDArray[np.integer]) -> Labelled:
+        """Those at some places, in that order."""
+        return self._at(index, f"{len(index):,} of {self.what}")
+
+    def _at(self, places: Any, what: str) -> Labelled:
         inputs = self.inputs
-        first = {n: x[:limit] for n, x in inputs.items()} if isinstance(inputs, dict) else inputs[:limit]
-        return Labelled(first, self.labels[:limit], f"the first {limit:,} of {self.what}", self.doubt)
+        some = {name: x[places] for name, x in inputs.items()} if isinstance(inputs, dict) else inputs[places]
+        return Labelled(some, self.labels[places], what, self.doubt)
 
 
 def held_out_data(source: str, manifest: Manifest) -> Labelled:
@@ -99,6 +106,35 @@ def test_data(source: str, manifest: Manifest) -> Labelled:
         _images_of(manifest, source)
         return _labelled(named_parts(source).test, manifest, f"the test images of {source}")
     return _given(source, manifest)
+
+
+def calibration_data(source: str, manifest: Manifest, count: int, *, seed: int = 0) -> tuple[Labelled, Labelled]:
+    """Data to calibrate on, drawn at random from `held_out_data`, and other data to measure by.
+
+    Those are the test images of a data set by name. Of a folder or a file they are what was not drawn; at most
+    half is drawn.
+
+    Args:
+        source: As `held_out_data` takes it.
+        manifest: The bundle's.
+        count: How many to draw, if there are as many.
+        seed: For the draw.
+
+    Raises:
+        ConfigError: As `held_out_data` says.
+        DatasetError: Data that cannot be read, whose classes or parts are not those of the bundle, or a folder
+            or file with less than two samples.
+    """
+    held = held_out_data(source, manifest)
+    order = np.random.default_rng(seed).permutation(len(held.labels))
+    if source in DATASETS:
+        return held.drawn(order[:count]), test_data(source, manifest)
+    if len(order) < 2:
+        raise DatasetError(
+            f"{held.what}: at least two samples are needed, one to calibrate on and one to measure by"
+        )
+    count = min(count, len(order) // 2)
+    return held.drawn(order[:count]), held.drawn(np.sort(order[count:]))
 
 
 def _given(source: str, manifest: Manifest) -> Labelled:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from offramp.bundle.feed import by_name
 from offramp.bundle.manifest import Tuning, travel_key
 from offramp.errors import ConfigError
-from offramp.runtime.evaluation import prepared, sample_count
+from offramp.runtime.evaluation import batches, sample_count
 from offramp.runtime.stages import Stages
 
 __all__ = ["ModeFigures", "measure_modes", "retuned_modes"]
@@ -90,25 +90,26 @@ def measure_modes(
     manifest, last = bundle.manifest, bundle.manifest.last
     if bundle.held <= last:
         raise ConfigError(f"{bundle.path} is an edge copy; the modes' accuracy needs the whole bundle")
-    samples = by_name(inputs, manifest.inputs)
-    count = sample_count(samples)
+    count = sample_count(by_name(inputs, manifest.inputs))
     if not count or count != len(labels):
         raise ConfigError(f"expected at least one input and a label for each, not {count} and {len(labels)}")
     ways = [(cut, mode) for cut in range(-1, last) for mode in manifest.modes(cut)]
     said: dict[tuple[int, str], list[Array]] = {way: [] for way in ways}
     alone: dict[tuple[int, str], list[tuple[float, ...]]] = {way: [] for way in ways}
-    for start in range(0, count, batch):
-        tensors = prepared(manifest, {name: x[start : start + batch] for name, x in samples.items()})
+    done = 0
+    for given in batches(manifest, inputs, batch):
+        tensors = given
         for cut in range(-1, last):
             for mode in manifest.modes(cut):
                 packed, _ = stages.encode(cut, mode, tensors)
                 # In float every cut leads to the same answer.
                 if (cut, mode) == (-1, "float") or mode != "float":
                     said[cut, mode].append(_tail(stages, cut, stages.decode(cut, mode, packed)[0]))
-                for i in range(min(len(tensors[0]), _ALONE - start)):
+                for i in range(min(len(tensors[0]), _ALONE - done)):
                     alone[cut, mode].append(_alone(stages, cut, mode, [t[i : i + 1] for t in tensors]))
             tensors, _ = stages.stage(cut + 1, tensors)
-        on_batch(len(tensors[0]))
+        done += len(given[0])
+        on_batch(len(given[0]))
     answers = {way: np.concatenate(said[way] or said[-1, "float"]) for way in ways}
     plain = answers[-1, "float"]
     rows = []
