@@ -17,8 +17,9 @@ from offramp import __version__
 from offramp.cli.bundles import export, inspect, profile
 from offramp.cli.cuts import cuts
 from offramp.cli.running import link, run, serve
+from offramp.cli.studies import reproduce
 from offramp.cli.tracing import trace
-from offramp.cli.training import demo, reproduce, train
+from offramp.cli.training import demo, train
 from offramp.cli.tuning import tune
 from offramp.errors import ConfigError, OfframpError
 
@@ -33,8 +34,9 @@ app = typer.Typer(
     "and a server. Start with `offramp demo`.",
 )
 # In the order in which `offramp --help` lists them.
-for _command in (demo, train, inspect, cuts, profile, tune, trace, serve, run, link, export, reproduce):
+for _command in (demo, train, inspect, cuts, profile, tune, trace, serve, run, link, export):
     app.command()(_command)
+app.add_typer(reproduce, name="reproduce")
 
 
 def main() -> None:
