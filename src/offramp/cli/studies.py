@@ -128,7 +128,7 @@ def resnet56(
         delta=checked_delta(max_drop, delta),
         quick=quick,
     )
-    _say(*study_resnet56(settings, Console(stderr=True)))
+    _say(*study_resnet56(settings, _console()))
 
 
 @reproduce.command()
@@ -175,17 +175,21 @@ def mobilenetv2(
         joint=joint,
         quick=quick,
     )
-    _say(*study_mobilenetv2(settings, data, side, Console(stderr=True)))
+    _say(*study_mobilenetv2(settings, data, side, _console()))
 
 
 def _sparse(
     study: str, data: str, seeds: int, epochs: int | None, out: Path, workers: int | None, quick: bool
 ) -> None:
     with needs_extra("reproduce", "train"):
-        from offramp.reproduce.commands import StudySettings
-        from offramp.reproduce.commands import reproduce as run_study
+        from offramp.reproduce.sparse_study import StudySettings, run_study
 
-    _say(*run_study(StudySettings(study, data, seeds, epochs, out, workers, quick), Console(stderr=True)))
+    _say(*run_study(StudySettings(study, data, seeds, epochs, out, workers, quick), _console()))
+
+
+def _console() -> Console:
+    """For progress; a path in it stays whole."""
+    return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def _say(tables: list[str], written: list[Path]) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from offramp.bundle.bundle import Bundle
 from offramp.bundle.export import export
+from offramp.datasets import DATASETS
 from offramp.errors import ConfigError
 from offramp.exits.calibration import Calibration
 from offramp.exits.evaluation import calibrate, evaluate
@@ -34,6 +35,7 @@ from offramp.reproduce.study import origin, write_study
 from offramp.reproduce.subjects import Subject, mobilenetv2_subject, resnet56_subject
 from offramp.reproduce.traces import DISTORTIONS, trace_all
 from offramp.reproduce.trainings import Plan, train_ways
+from offramp.reproduce.weights import MOBILENETV2, RESNET56
 from offramp.runtime.labelled import Labelled, test_data
 from offramp.runtime.stages import Stages
 from offramp.runtime.tuning import macs_per_answer
@@ -95,6 +97,7 @@ def study_resnet56(settings: ExitSettings, console: Console) -> tuple[list[str],
         DatasetError: CIFAR-10 or the weights are not at hand.
         OfframpError: See the parts.
     """
+    RESNET56.find()  # before images are read, which takes longer
     command = f"offramp reproduce resnet56{_options(settings)}"
     return study_subject(
         resnet56_subject(), load_splits("cifar10", seed=settings.seed), settings, command, console
@@ -117,8 +120,13 @@ def study_mobilenetv2(
         DatasetError: Images or weights are not at hand.
         OfframpError: See the parts.
     """
+    if data in DATASETS and data != "cifar10":
+        raise ConfigError(
+            f"mobilenetv2 takes cifar10 or a folder with one folder of colour images per class, not {data}"
+        )
     image_side = 32 if data == "cifar10" else side
-    subject = mobilenetv2_subject(image_side, side)  # refuses a side before images are read
+    subject = mobilenetv2_subject(image_side, side)
+    MOBILENETV2.find()  # before images are read, which takes longer
     command = f"offramp reproduce mobilenetv2 --data {data} --side {side}{_options(settings)}"
     splits = load_splits(data, size=image_side, seed=settings.seed)
     return study_subject(subject, splits, settings, command, console)
@@ -167,9 +175,9 @@ def study_subject(
         net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as it is exported
     ways, bundle = _measured(subject, splits, nets, name, settings, console)
     test = _test(splits, bundle)
-    console.print(f"{bundle.path}: edge and server over a link of {settings.link.words}", highlight=False)
+    console.print(f"{bundle.path}: edge and server over a link of {settings.link.words}")
     distant = at_a_distance(bundle, test.first(limit), settings.link, settings.slowdown, console)
-    console.print("cuts and modes", highlight=False)
+    console.print("cuts and modes")
     # What `offramp.runtime.modes.measure_modes` will do, for every mode of the bundle.
     crossed = crossings(Stages(bundle, threads=os.cpu_count() or 1), test)
     distortions = DISTORTIONS[::6] if settings.quick else DISTORTIONS

@@ -67,7 +67,7 @@ def trace_all(
     found = {key: trace for key, path in files.items() if (trace := _kept(path, bundle, test)) is not None}
     left = [d for d in distortions if str(d or "") not in found]
     if found:
-        console.print(f"{len(found)} of {len(files)} traces found in {folder}", highlight=False)
+        console.print(f"{len(found)} of {len(files)} traces found in {folder}")
     stop = threading.Event()
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

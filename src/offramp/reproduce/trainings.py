@@ -67,14 +67,14 @@ def train_ways(subject: Subject, splits: Splits, plan: Plan, console: Console) -
     keys = {way: _key(net, way, subject, splits, plan) for way, net in nets.items()}
     left = [way for way in ways if not _found(nets[way], plan, keys[way])]
     for way in sorted(set(ways) - set(left)):
-        console.print(f"{way}: found in {plan.folder}", highlight=False)
+        console.print(f"{way}: found in {plan.folder}")
     if left and plan.joint:
         _joint(nets[left[0]], ways[left[0]], subject, splits, plan, console)
         _keep(nets[left[0]], plan, keys[left[0]])
     elif left:
         with _features(nets[left[0]], splits, console) as features:
             for way in left:
-                console.print(f"{way}: {plan.epochs} epochs on kept features", highlight=False)
+                console.print(f"{way}: {plan.epochs} epochs on kept features")
                 fit(
                     nets[way],
                     features.batches(shuffled=True),
@@ -92,7 +92,7 @@ def train_ways(subject: Subject, splits: Splits, plan: Plan, console: Console) -
 
 @contextmanager
 def _features(net: MultiExit, splits: Splits, console: Console) -> Iterator[CachedFeatures]:
-    console.print(f"features of {len(splits.train):,} training images", highlight=False)
+    console.print(f"features of {len(splits.train):,} training images")
     net.to("cuda" if torch.cuda.is_available() else "cpu")
     shown = "features" if console.is_terminal else None
     features = CachedFeatures(net, splits.batches(splits.train), FeatureCache(), shown)
@@ -106,7 +106,7 @@ def _features(net: MultiExit, splits: Splits, console: Console) -> Iterator[Cach
 def _joint(
     net: MultiExit, loss: Objective, subject: Subject, splits: Splits, plan: Plan, console: Console
 ) -> None:
-    console.print(f"joint: {plan.epochs} epochs, everything learns", highlight=False)
+    console.print(f"joint: {plan.epochs} epochs, everything learns")
     checkpoints = plan.folder / f"{subject.name}-joint-checkpoints"
     fit(
         net,
