@@ -122,7 +122,7 @@ def study_mobilenetv2(
     """
     if data in DATASETS and data != "cifar10":
         raise ConfigError(
-            f"mobilenetv2 takes cifar10 or a folder with one folder of colour images per class, not {data}"
+            f"mobilenetv2 takes cifar10, or a folder with one folder of images per class, not {data}"
         )
     image_side = 32 if data == "cifar10" else side
     subject = mobilenetv2_subject(image_side, side)

@@ -29,7 +29,7 @@ class Subject:
         heads: By the submodule behind which an exit hangs, what makes its head from the number of classes.
         classifier_features: Features that the backbone gives to a classifier which is learnt; None where the
             backbone gives logits of its own.
-        exit_weights: One per exit, the last exit's last, for joint training.
+        exit_weights: One per exit, the last exit's last; all 1 if None. They matter where everything learns.
         preprocessing: How an image becomes an input.
         epochs: Passes over the training images.
         lr: The peak learning rate of what is learnt anew.
@@ -42,7 +42,7 @@ class Subject:
     backbone: Callable[[], nn.Module]
     heads: Mapping[str, Callable[[int], nn.Module]]
     classifier_features: int | None
-    exit_weights: tuple[float, ...]
+    exit_weights: tuple[float, ...] | None
     preprocessing: Preprocessing
     epochs: int
     lr: float
@@ -75,7 +75,7 @@ def resnet56_subject() -> Subject:
         backbone=resnet56,
         heads=dict.fromkeys(taps, ConvHead),
         classifier_features=None,
-        exit_weights=(1.0,) * 7,
+        exit_weights=None,
         # The published weights' own.
         preprocessing=Preprocessing(
             color="rgb", height=32, width=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
