@@ -19,6 +19,7 @@ ALL = (
     "serving.roundtrip",
     "exits.width",
     "exits.cached",
+    "exits.side",
 )
 
 

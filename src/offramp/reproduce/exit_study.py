@@ -171,8 +171,6 @@ def study_subject(
     name = f"{subject.name}-{data}" + ("-joint" if settings.joint else "") + ("-quick" if settings.quick else "")
     plan = Plan(epochs, settings.seed, settings.joint, settings.work / name)
     nets = train_ways(subject, splits, plan, console)
-    for net in nets.values():
-        net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as it is exported
     ways, bundle = _measured(subject, splits, nets, name, settings, console)
     test = _test(splits, bundle)
     console.print(f"{bundle.path}: edge and server over a link of {settings.link.words}")
@@ -208,6 +206,7 @@ def _measured(
         tuned = calibrate(net, splits.batches(splits.held_out), max_drop=settings.max_drop, delta=settings.delta)
         measured[way] = evaluate(net, splits.batches(splits.test)), tuned
     way, net = list(nets.items())[-1]
+    net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as files hold weights
     bundle = export(
         net,
         subject.example,

@@ -112,5 +112,5 @@ def distortions_table(traces: Mapping[str, Trace]) -> str:
         [distortion or "none", *(f"{100 * a:.2f}" for a in trace.accuracy)] for distortion, trace in traces.items()
     ]
     heads = ["distortion", *(f"exit {e} %" for e in range(exits))]
-    caption = "noise: its deviation on pixels in [0, 1]; blur: in pixels of the original image"
+    caption = "noise: its deviation on pixels in [0, 1]; blur: in pixels"
     return table_text("Exits on distorted test images", heads, rows, caption=caption)
