@@ -16,6 +16,7 @@ ALL = (
     "sparse.size",
     "sparse.crossover",
     "bundle.chain",
+    "bundle.codecs",
     "serving.roundtrip",
     "exits.width",
     "exits.cached",

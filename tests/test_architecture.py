@@ -285,7 +285,15 @@ print(json.dumps(results))
     assert [(r["index"], r["status"], r["where"]) for r in results] == [(i, "ok", "server") for i in range(8)]
 
 
-def test_tuning_needs_neither_torch_nor_onnx(digits_bundle, tmp_path):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tune", "--dataset", "mnist-subset", "--max-drop", "0.2"),
+        ("modes", "--dataset", "mnist-subset", "--limit", "50", "--write"),
+    ],
+    ids=["tune", "modes"],
+)
+def test_tuning_needs_neither_torch_nor_onnx(digits_bundle, tmp_path, arguments):
     import shutil
 
     shutil.copytree(digits_bundle, tmp_path / "copy")
@@ -302,7 +310,9 @@ with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = left.code
 print(json.dumps([code or 0, said.getvalue()]))
 """,
-        *("tune", tmp_path / "copy", "--dataset", "mnist-subset", "--max-drop", "0.2"),
+        arguments[0],
+        tmp_path / "copy",
+        *arguments[1:],
     )
     assert code == 0, said
     assert "wrote" in said

@@ -500,6 +500,56 @@ def assert_interrupted(process: subprocess.Popen[str], number: signal.Signals) -
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
 
 
+# --- modes -----------------------------------------------------------------------------------------------
+
+
+def test_modes_shows_what_every_mode_costs_and_keeps_the_choice(tunable, held_out):
+    before = files_of(tunable)
+    shown = offramp("modes", tunable, "--dataset", held_out, "--limit", "400")
+    assert shown.returncode == 0, shown.stderr
+    assert files_of(tunable) == before
+    for word in ("edge's MACs", "uint8c", "uint4", "uint2", "pays below", "the first 400 of all samples in"):
+        assert word in shown.stdout
+    assert "only you know" in shown.stderr
+    done = offramp(
+        "modes", tunable, "--dataset", held_out, "--limit", "400", "--write", "--max-loss", "1", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usual mode: uint8 before, uint2 now" in done.stderr
+    rows = {(row["cut"], row["mode"]): row for row in json.loads(done.stdout)["modes"]}
+    assert len(rows) == 3 * 5
+    assert rows[-1, "float"]["accuracy"] == rows[1, "float"]["accuracy"] > 0.6
+    assert rows[0, "uint8"]["accuracy"] == pytest.approx(rows[0, "float"]["accuracy"], abs=0.02)
+    assert [rows[0, mode]["fewer_than_float"] for mode in ("uint8", "uint4", "uint2")] == [4, 8, 16]
+    assert rows[0, "float"]["gzip_bytes"] < rows[0, "float"]["payload_bytes"]
+    after = files_of(tunable)
+    assert after.pop("tuning.json.bak") == before.pop("tuning.json")
+    tuning = json.loads(after.pop("tuning.json"))
+    assert after == before
+    assert tuning["mode"] == "uint2"
+    assert tuning["gzip_below_mbps"]["cut_0.float"] > 0
+    again = offramp("modes", tunable, "--dataset", held_out, "--limit", "400", "--write", "--max-loss", "0.02")
+    assert json.loads((tunable / "tuning.json").read_text())["mode"] != "uint2", again.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--dataset", "cifar11"), "no data set"),
+        (("--dataset", "mnist-subset", "--max-loss", "2"), "--max-loss"),
+        (("--dataset", "mnist-subset", "--limit", "0"), "--limit"),
+        ((), "--dataset"),
+    ],
+)
+def test_modes_refuses_what_cannot_be(tunable, arguments, says):
+    before = files_of(tunable)
+    done = offramp("modes", tunable, *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert files_of(tunable) == before
+
+
 # --- cuts -----------------------------------------------------------------------------------------------
 
 
@@ -571,7 +621,9 @@ def test_cuts_that_send_least_become_a_bundle(onnx_file, tmp_path):
     done = offramp("cuts", onnx_file, *arguments, "--out", out)
     assert done.returncode == 0, done.stderr
     assert [cut["name"] for cut in json.loads(done.stdout)["cuts"]] == ["t2", "t4"]
-    assert json.loads(offramp("inspect", out, "--json").stdout)["stages"][1]["modes"] == {"float": 16, "uint8": 4}
+    assert json.loads(offramp("inspect", out, "--json").stdout)["stages"][1]["modes"] == {
+        "float": 16, "uint8": 4, "uint8c": 4, "uint4": 2, "uint2": 1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

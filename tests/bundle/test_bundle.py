@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from offramp.bundle.bundle import Bundle, write_bundle
 from offramp.bundle.manifest import Manifest, Tuning
+from offramp.bundle.quantiser import MODES
 from offramp.errors import (
     BundleAlteredError,
     BundleError,
@@ -239,10 +240,10 @@ def rename_last(m: dict[str, Any]) -> None:
         (lambda m: m["exits"][0]["graph"]["inputs"][0].update(shape=[3]), "exit 0"),
         (lambda m: m["exits"][1]["logits"].update(shape=[11]), "exit 1"),
         (rename_last, "last stage"),
-        (lambda m: m["codecs"][1]["decoder"]["outputs"][0].update(shape=[3]), "uint8 decoder of cut 0"),
-        (lambda m: m["codecs"][1]["encoder"]["inputs"][0].update(shape=[3]), "uint8 encoder of cut 0"),
-        (lambda m: m["codecs"][1]["decoder"]["inputs"][0].update(name="z"), "uint8 decoder of cut 0"),
-        (lambda m: m["codecs"][1].update(cut=2), "cut 2; the last cut is 1"),
+        (lambda m: m["codecs"][4]["decoder"]["outputs"][0].update(shape=[3]), "uint8 decoder of cut 0"),
+        (lambda m: m["codecs"][4]["encoder"]["inputs"][0].update(shape=[3]), "uint8 encoder of cut 0"),
+        (lambda m: m["codecs"][4]["decoder"]["inputs"][0].update(name="z"), "uint8 decoder of cut 0"),
+        (lambda m: m["codecs"][4].update(cut=2), "cut 2; the last cut is 1"),
         (lambda m: m.update(classes=["a", "b"]), "2 class names"),
         (lambda m: m["exits"].pop(0), "3 stages need 3 exits"),
         (lambda m: m["exits"].append(m["exits"][-1]), "3 stages need 3 exits"),
@@ -334,7 +335,7 @@ def test_an_edge_copy_holds_the_first_stages(digits_bundle: Path, tmp_path: Path
     cuts = ["input", "cut_0", "cut_1"][: stages + 1]
     expected = {f"stages/stage_{i}.onnx" for i in range(stages)}
     expected |= {f"exits/exit_{i}.onnx" for i in range(min(stages, 2))}
-    expected |= {f"codecs/{cut}.uint8.{end}.onnx" for cut in cuts for end in ("enc", "dec")}
+    expected |= {f"codecs/{cut}.{m}.{end}.onnx" for cut in cuts for m in MODES for end in ("enc", "dec")}
     assert found == expected
     assert copied.stored_bytes() == whole.stored_bytes(stages)
     assert Bundle.load(copied.path).held == stages

@@ -17,6 +17,7 @@ import offramp as off
 from offramp.bundle.bundle import Bundle
 from offramp.bundle.export import export, export_graph
 from offramp.bundle.preprocessing import preprocess
+from offramp.bundle.quantiser import MODES
 from offramp.errors import BundleError, ExportError, OfframpError
 from offramp.runtime.stages import Stages
 from offramp.sparse.convolution import SparseConv2d
@@ -144,8 +145,15 @@ def test_calibration_becomes_tuning_and_codecs(digits_net: off.MultiExit, bundle
     assert bundle.tuning.thresholds == (*found.thresholds, None)
     assert bundle.tuning.mode == "uint8"
     assert bundle.tuning.confidence == found.confidence == "max_softmax"
-    assert [(c.cut, c.mode) for c in bundle.manifest.codecs] == [(-1, "uint8"), (0, "uint8"), (1, "uint8")]
-    assert [bundle.manifest.codec(i, "uint8").encoder.outputs[0].bytes for i in (-1, 0, 1)] == [784, 1568, 1024]
+    assert [(c.cut, c.mode) for c in bundle.manifest.codecs] == [(i, mode) for i in (-1, 0, 1) for mode in MODES]
+    sizes = {
+        "uint8": [784, 1568, 1024],
+        "uint8c": [784, 1568, 1024],
+        "uint4": [392, 784, 512],
+        "uint2": [196, 392, 256],
+    }
+    for mode, expected in sizes.items():
+        assert [bundle.manifest.codec(i, mode).encoder.outputs[0].bytes for i in (-1, 0, 1)] == expected
 
 
 def test_the_confidence_of_calibration_becomes_the_tuning_s(
@@ -166,9 +174,11 @@ def test_cuts_survive_the_uint8_codec(digits_net: off.MultiExit, bundle: Bundle,
     for cut, tensor in enumerate((x, *features), start=-1):
         packed, _ = stages.encode(cut, "uint8", [tensor.numpy()])
         back, _ = stages.decode(cut, "uint8", packed)
-        low, high = digits_net.calibration.ranges[cut + 1]
-        seen = np.clip(tensor.numpy(), low, high)
-        assert np.abs(back[0] - seen).max() <= (high - low) / 255 / 2 * 1.001
+        (seen,) = digits_net.calibration.crossing[cut + 1]
+        width = max(seen.max(), 0) - min(seen.min(), 0)
+        inside = (tensor.numpy() > 0.5 * seen.min()) & (tensor.numpy() < 0.5 * seen.max())
+        assert inside.any()
+        assert np.abs(back[0] - tensor.numpy())[inside].max() <= width / 255 / 2 * 1.001
 
 
 class Unusual(nn.Module):

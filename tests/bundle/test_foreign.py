@@ -16,6 +16,7 @@ from onnx_graphs import Builder, branch, encoder, inception, scripted, unet, val
 import offramp as off
 from offramp.bundle.cuts import find_cuts
 from offramp.bundle.foreign import bundle_from_onnx
+from offramp.bundle.quantiser import MODES
 from offramp.bundle.shapes import session
 from offramp.errors import ConfigError, ExportError, InputError
 
@@ -64,7 +65,7 @@ def test_the_bundle_s_names_and_shapes(bundle: off.Bundle) -> None:
     assert manifest.provenance.metrics["cut_at"]["cut_1"] == "concat_16"
     assert bundle.tuning.temperatures == (None, 1.0, None, 1.0)
     assert bundle.tuning.thresholds == (None, 2.0, None, None)
-    assert {(c.cut, c.mode) for c in manifest.codecs} == {(i, "uint8") for i in range(-1, 3)}
+    assert {(c.cut, c.mode) for c in manifest.codecs} == {(i, mode) for i in range(-1, 3) for mode in MODES}
 
 
 def test_opset_and_ir_stay(bundle: off.Bundle) -> None:
@@ -85,8 +86,12 @@ def test_each_weight_is_stored_once(bundle: off.Bundle) -> None:
 
 
 @pytest.mark.parametrize("split", [-1, 0, 1, 2])
-@pytest.mark.parametrize("mode", ["float", "uint8"])
-def test_edge_and_server_give_the_whole_network_s_answer(bundle: off.Bundle, split: int, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "tolerance"), [("float", 1e-5), ("uint8", 0.05), ("uint8c", 0.05), ("uint4", 0.2)]
+)
+def test_edge_and_server_give_the_whole_network_s_answer(
+    bundle: off.Bundle, split: int, mode: str, tolerance: float
+) -> None:
     class Always(off.FixedSplit):
         def choose(self, context: object) -> off.Action:
             return off.Action(split, (), mode)
@@ -97,7 +102,6 @@ def test_edge_and_server_give_the_whole_network_s_answer(bundle: off.Bundle, spl
             assert (result.status, result.where, result.exit) == ("ok", "server", 3)
             assert result.probabilities is not None
             odds = np.exp(logits - logits.max())
-            tolerance = 1e-5 if mode == "float" else 0.05
             np.testing.assert_allclose(result.probabilities, odds / odds.sum(), atol=tolerance)
 
 

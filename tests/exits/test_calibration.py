@@ -151,11 +151,12 @@ def test_without_the_last_exit_every_wrong_early_answer_is_lost() -> None:
 
 def test_what_calibration_keeps() -> None:
     logits, labels = made_up(50, 1.0, 0)
-    found = calibrate_logits([logits, logits], labels, max_drop=0.1, delta=0.3, ranges=[(0, 1), (-2, 3)])
+    crossing = ((np.zeros(3),), (np.ones(3),))
+    found = calibrate_logits([logits, logits], labels, max_drop=0.1, delta=0.3, crossing=crossing)
     assert len(found.temperatures) == 2
     assert len(found.thresholds) == 1
     assert (found.max_drop, found.delta, found.confidence) == (0.1, 0.3, "max_softmax")
-    assert (found.samples, found.tested, found.ranges) == (50, 40, ((0, 1), (-2, 3)))
+    assert (found.samples, found.tested, found.crossing) == (50, 40, crossing)
     assert "With confidence 70 % the cascade costs at most 10 points" in found.promise
     alone = calibrate_logits([logits], labels)  # a network without early exits: a temperature, no gates
     assert (alone.thresholds, alone.exit_share, alone.lost) == ((), (1.0,), 0.0)

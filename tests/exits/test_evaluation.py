@@ -42,8 +42,10 @@ def test_evaluate_equals_one_pass(net: MultiExit, size: int) -> None:
         np.testing.assert_allclose(got, expected.numpy(), atol=1e-6)
     assert (seen.labels == Y.numpy()).all()
     assert seen.accuracy == pytest.approx([(z.argmax(dim=1) == Y).float().mean().item() for z in logits])
-    for got, tensor in zip(seen.ranges, (X, *features), strict=True):
-        assert got == pytest.approx((tensor.min().item(), tensor.max().item()), abs=1e-6)
+    for (got,), tensor in zip(seen.crossing, (X, *features), strict=True):
+        rows = [int(np.abs(X.numpy() - x).sum(axis=1).argmin()) for x in seen.crossing[0][0]]
+        assert len(set(rows)) == len(got)
+        np.testing.assert_allclose(got, tensor.numpy()[rows], atol=1e-6)
 
 
 def test_evaluate_learns_nothing_and_leaves_the_modes() -> None:
@@ -69,8 +71,8 @@ def test_calibrate_is_kept_with_the_network(net: MultiExit) -> None:
     assert twin.calibration is found
     seen = evaluate(twin, batches(20))
     asked = {"max_drop": 0.5, "delta": 0.3, "confidence": "entropy", "seed": 4}
-    assert found == calibrate_logits(seen.logits, seen.labels, ranges=seen.ranges, **asked)
-    assert len(found.ranges) == 2  # the input and one cut
+    assert found == calibrate_logits(seen.logits, seen.labels, crossing=seen.crossing, **asked)
+    assert len(found.crossing) == 2  # the input and one cut
 
 
 def test_too_few_samples_are_refused(net: MultiExit) -> None:
@@ -84,4 +86,6 @@ def test_the_digits_network_learned(digits_net: MultiExit, digit_inputs: Tensor,
     assert seen.accuracy[0] > 0.3
     assert min(seen.accuracy[1:]) > 0.6
     assert digits_net.calibration is not None
-    assert digits_net.calibration.ranges[0] == (0.0, 1.0)
+    (pixels,) = digits_net.calibration.crossing[0]
+    assert (pixels.min(), pixels.max()) == (0.0, 1.0)
+    assert len(pixels) == 64

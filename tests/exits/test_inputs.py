@@ -82,8 +82,9 @@ def test_training_evaluation_and_calibration(form: str, frozen: bool) -> None:
         for got, expected in zip(seen.logits, net(IDS, MASK), strict=True):
             np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
     found = off.calibrate(net, loader, delta=None)
-    assert found.ranges[0] == (0.0, 7.0)  # both inputs together
-    assert len(found.ranges) == 3
+    inputs, *cuts = found.crossing
+    assert {tuple(v.shape[1:]) for v in inputs} == {tuple(IDS.shape[1:]), tuple(MASK.shape[1:])}
+    assert [len(cut) for cut in cuts] == [1, 1]
 
 
 def test_plain_lists_of_batches_will_do() -> None:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from offramp.errors import ActionError
@@ -47,6 +49,21 @@ def test_the_gate_of_a_split_is_its_exit_or_nothing():
 def test_the_usual_mode_is_taken_where_the_cut_has_it():
     c = context((-1, 0, 1), (0,), 2, modes={-1: ("float",), 0: ("float", "uint8")}, mode="uint8")
     assert [c.mode_at(k) for k in (-1, 0, 1, 2)] == ["float", "uint8", "float", "float"]
+
+
+@pytest.mark.parametrize(
+    ("link_mbps", "expected"),
+    [(None, [False] * 4), (3.9, [False, True, True, False]), (4.0, [False, False, True, False])],
+)
+def test_cuts_are_compressed_where_that_pays_at_the_link_s_rate(link_mbps, expected):
+    modes = {-1: ("float",), 0: ("float", "uint8"), 1: ("float",)}
+    found = dataclasses.replace(
+        context((-1, 0, 1, 2), (0,), 2, modes=modes, mode="uint8"),
+        gzip_below_mbps={"cut_0.uint8": 4.0, "cut_0.float": 90.0, "cut_1.float": 50.0},
+        link_mbps=link_mbps,
+    )
+    assert [found.action(k).gzip for k in (-1, 0, 1, 2)] == expected
+    assert found.action(0, (0,), (0,)) == Action(0, (0,), "uint8", (0,), gzip=expected[1])
 
 
 def test_a_policys_alpha_goes_before_the_bundles_threshold():

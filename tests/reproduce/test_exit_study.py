@@ -25,7 +25,7 @@ from offramp.recipes import Splits
 from offramp.replay.trace import Trace
 from offramp.reproduce import distant, exit_study, trainings
 from offramp.reproduce.exit_study import ExitSettings, study_mobilenetv2, study_resnet56, study_subject
-from offramp.reproduce.findings import crossings, findings
+from offramp.reproduce.findings import findings
 from offramp.reproduce.resnet import CifarResNet
 from offramp.reproduce.subjects import Subject, resnet56_subject
 from offramp.reproduce.traces import DISTORTIONS, trace_all
@@ -116,7 +116,9 @@ def test_a_study_writes_tables_picture_figures_and_traces(done: Done) -> None:
     assert f"`{COMMAND}`" in text
     assert f"![exits and cuts]({stem}-exits.svg)" in text
     for table, head in zip(
-        done.tables, ("Exits", "Cascade", "Cuts and modes", "Edge and server", "Exits on distorted"), strict=True
+        done.tables,
+        ("Exits", "Cascade", f"{stem}: how each cut", "Edge and server", "Exits on distorted"),
+        strict=True,
     ):
         assert table.startswith(head)
         assert table in text
@@ -259,25 +261,6 @@ def test_findings_by_hand(bundle: off.Bundle) -> None:
     spent = 0.25 * (macs[0] + heads[0]) + 0.75 * (macs[0] + macs[1] + sum(heads))
     assert found.macs_saved == pytest.approx(1 - spent / sum(macs))
     assert found.ece_before == found.ece_after  # both temperatures are 1
-
-
-def test_crossings_are_what_an_edge_and_its_server_give(bundle: off.Bundle) -> None:
-    stages, test = off.Stages(bundle), some()
-    found = crossings(stages, test, batch=25)
-    last = bundle.manifest.last
-    assert [(c.cut, c.mode) for c in found] == [(k, m) for k in range(-1, last) for m in bundle.manifest.modes(k)]
-    plain = float((exit_logits(stages, test.inputs)[-1].argmax(1) == test.labels).mean())
-    assert {c.accuracy for c in found if c.mode == "float"} == {plain}
-    tail = off.Tail(stages)
-    with off.Edge(bundle, tail, off.FixedSplit(0, gated=False)) as edge:
-        results = list(edge.run(test.inputs))
-    crossed = next(c for c in found if (c.cut, c.mode) == (0, "uint8"))
-    assert crossed.accuracy == pytest.approx(np.mean([r.label for r in results] == test.labels), abs=0.02)
-    assert {r.payload_bytes for r in results} == {crossed.bytes}
-    assert next(c.macs_before for c in found if c.mode == "float") == 0
-    assert crossed.macs_before == bundle.manifest.stages[0].graph.macs / sum(
-        s.graph.macs for s in bundle.manifest.stages
-    )
 
 
 def test_an_answer_that_differs_is_no_evidence(bundle: off.Bundle) -> None:

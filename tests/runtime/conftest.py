@@ -12,9 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from offramp.bundle.bundle import Bundle, write_bundle
-from offramp.bundle.codec import uint8_codec
+from offramp.bundle.codec import make_codec
 from offramp.bundle.manifest import Codec, Exit, Held, Manifest, Stage, TensorSpec, Tuning, cut_name
 from offramp.bundle.partition import describe
+from offramp.bundle.quantiser import Quantiser
 
 WIDTH = 8
 
@@ -77,7 +78,9 @@ def make_bundle():
             spec = TensorSpec(name=cut_name(cut), dtype="float32", shape=(WIDTH,))
             ends = [
                 add(model, f"codecs/{cut}.{end}.onnx")
-                for model, end in zip(uint8_codec([spec], (-8.0, 8.0)), ("enc", "dec"), strict=True)
+                for model, end in zip(
+                    make_codec([spec], [Quantiser.of_range(-8, 8)], "uint8"), ("enc", "dec"), strict=True
+                )
             ]
             codecs.append(Codec(cut=cut, mode="uint8", encoder=ends[0], decoder=ends[1]))
         found = [Exit(logits=heads[i].outputs[0], graph=heads[i]) if i in heads else None for i in range(3)]

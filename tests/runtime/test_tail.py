@@ -3,6 +3,7 @@ import pytest
 
 from offramp.bundle.bundle import Bundle
 from offramp.bundle.preprocessing import preprocess
+from offramp.bundle.quantiser import MODES
 from offramp.errors import DigestMismatchError, InputError, ServerRefusedError
 from offramp.runtime.gate import Gate
 from offramp.runtime.stages import Stages
@@ -58,7 +59,7 @@ def test_names_on_the_wire(cut, mode, name):
 
 def test_the_models_are_every_cut_in_every_mode(stages):
     models, name = Tail(stages).models, stages.bundle.manifest.name
-    assert set(models) == {tail_name(name, cut, mode) for cut in (-1, 0, 1) for mode in ("float", "uint8")}
+    assert set(models) == {tail_name(name, cut, mode) for cut in (-1, 0, 1) for mode in ("float", *MODES)}
     for model in models.values():
         assert model.inputs == stages.wire(model.cut, model.mode)
         assert [(t.name, t.dtype, t.shape) for t in model.outputs] == [

@@ -1,3 +1,4 @@
+import socket
 import threading
 from concurrent import futures
 
@@ -342,3 +343,47 @@ def test_one_channel_serves_several_threads(serving):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+class Counting:
+    """Passes one TCP connection on to a port and counts what the client sends."""
+
+    def __init__(self, port):
+        self.sent = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._server = socket.create_connection(("127.0.0.1", port))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        self._client, _ = self._listener.accept()
+        threading.Thread(target=self._pass_on, args=(self._server, self._client), daemon=True).start()
+        self._pass_on(self._client, self._server, count=True)
+
+    def _pass_on(self, source, target, count=False):
+        try:
+            while data := source.recv(65536):
+                self.sent += len(data) if count else 0
+                target.sendall(data)
+        except OSError:
+            pass
+
+    def close(self):
+        for one in (self._listener, self._server, self._client):
+            one.close()
+
+
+@pytest.mark.parametrize("gzip", [False, True])
+def test_what_an_action_compresses_takes_fewer_bytes_and_has_the_same_answer(server, tail, digit_images, gzip):
+    counting = Counting(server.port)
+    action = Action(-1, gzip=gzip)  # digits are black for the most part
+    with Edge(tail.bundle, GrpcChannel(f"127.0.0.1:{counting.port}"), Always(action), deadline_ms=10_000) as edge:
+        results = list(edge.run(digit_images[0][:20]))
+    counting.close()
+    with Edge(tail.bundle, tail, Always(Action(-1)), deadline_ms=10_000) as edge:
+        expected = list(edge.run(digit_images[0][:20]))
+    assert [r.status for r in results] == ["ok"] * 20
+    assert [r.probabilities for r in results] == [r.probabilities for r in expected]
+    payload = sum(r.payload_bytes for r in results)
+    assert payload == 20 * 28 * 28 * 4
+    assert counting.sent < payload / 3 if gzip else counting.sent > payload

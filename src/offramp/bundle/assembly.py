@@ -10,10 +10,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto
 
 from offramp.bundle.bundle import Bundle, write_bundle
-from offramp.bundle.codec import uint8_codec
+from offramp.bundle.codec import make_codec
 from offramp.bundle.manifest import (
     Codec,
     Exit,
@@ -22,10 +24,12 @@ from offramp.bundle.manifest import (
     Preprocessing,
     Provenance,
     Stage,
+    TensorSpec,
     Tuning,
     cut_name,
 )
 from offramp.bundle.partition import Partition, describe
+from offramp.bundle.quantiser import MODES, fit_quantiser
 
 __all__ = ["assemble", "made_with"]
 
@@ -38,11 +42,11 @@ def assemble(
     classes: Sequence[str],
     preprocessing: Preprocessing | None,
     densities: Sequence[float],
-    ranges: Mapping[int, tuple[float, float]],
+    samples: Mapping[str, NDArray[np.generic]],
     tuning: Tuning,
     provenance: Provenance,
 ) -> Bundle:
-    """Describes and writes every piece, with a `uint8` codec for every cut of floats whose range is known.
+    """Describes and writes every piece, with a codec for every mode of a cut of which there are samples.
 
     Args:
         path: The bundle's directory; an older bundle there is replaced.
@@ -51,7 +55,8 @@ def assemble(
         classes: The classes' names.
         preprocessing: How an image becomes an input.
         densities: Per stage the kept fraction of its weights.
-        ranges: By cut the smallest and largest value that crosses, the input's under −1.
+        samples: By the name of a tensor that crosses a cut, some of its values (n, …). Other tensors travel as
+            they are in every mode.
         tuning: What is written beside the manifest.
         provenance: Where the network comes from.
 
@@ -68,14 +73,14 @@ def assemble(
     graphs = [add(model, f"stages/stage_{i}.onnx") for i, model in enumerate(pieces.stages)]
     heads = [None if m is None else add(m, f"exits/exit_{i}.onnx") for i, m in enumerate(pieces.exits)]
     codecs = []
-    for cut, value_range in ranges.items():
+    for cut in range(-1, len(graphs) - 1):
         tensors = graphs[cut + 1].inputs
-        if any(t.dtype != "float32" for t in tensors):
-            continue
-        stem = f"codecs/{cut_name(cut)}.uint8"
-        encoder, decoder = uint8_codec(tensors, value_range)
-        ends = add(encoder, f"{stem}.enc.onnx"), add(decoder, f"{stem}.dec.onnx")
-        codecs.append(Codec(cut=cut, mode="uint8", encoder=ends[0], decoder=ends[1]))
+        known = [_usable(samples.get(t.name), t) for t in tensors]
+        for mode, how in MODES.items() if any(v is not None for v in known) else ():
+            fits = [None if v is None else fit_quantiser(v, how) for v in known]
+            ends = zip(("enc", "dec"), make_codec(tensors, fits, mode), strict=True)
+            encoder, decoder = (add(m, f"codecs/{cut_name(cut)}.{mode}.{end}.onnx") for end, m in ends)
+            codecs.append(Codec(cut=cut, mode=mode, encoder=encoder, decoder=decoder))
     manifest = Manifest(
         name=name,
         classes=tuple(classes),
@@ -94,6 +99,14 @@ def assemble(
     )
     write_bundle(path, manifest, tuning, files)
     return Bundle.load(path)
+
+
+def _usable(samples: NDArray[np.generic] | None, tensor: TensorSpec) -> NDArray[np.float32] | None:
+    """What a quantiser can be fitted to: floats, all finite (an attention mask's need not be)."""
+    if samples is None or tensor.dtype != "float32":
+        return None
+    floats = samples.astype(np.float32)
+    return floats if np.isfinite(floats).all() else None
 
 
 def made_with(*packages: str, **told: Any) -> Provenance:

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from offramp.bundle.assembly import assemble, made_with
@@ -21,9 +23,10 @@ from offramp.bundle.codec import OPSET
 from offramp.bundle.fold import fold_gathers, fold_weights
 from offramp.bundle.lower import lower_gathers
 from offramp.bundle.manifest import CLOSED, Preprocessing, Tuning, cut_name, wire_name
-from offramp.bundle.partition import forget_origin, partition
+from offramp.bundle.partition import Partition, forget_origin, partition
 from offramp.errors import ConfigError, ExportError
 from offramp.evalmode import eval_mode
+from offramp.exits.calibration import Crossing
 from offramp.exits.network import MultiExit
 from offramp.inputs import Inputs, run, tensors
 from offramp.sparse.layers import SparseLayer
@@ -126,7 +129,7 @@ def export(
 ) -> Bundle:
     """Exports a network, cuts it at its exits, and writes a verified bundle.
 
-    Temperatures, thresholds and the range of each cut come from `calibrate`. Without it every threshold
+    Temperatures, thresholds and samples of each cut come from `calibrate`. Without it every threshold
     keeps everything from leaving early, and cuts travel as `float` only.
 
     Args:
@@ -158,7 +161,7 @@ def export(
         classes=classes,
         preprocessing=preprocessing,
         densities=_stage_densities(net, example_input),
-        ranges={} if found is None else dict(enumerate(found.ranges, start=-1)),
+        samples={} if found is None else _samples(pieces, found.crossing),
         tuning=_tuning(net),
         provenance=made_with(
             "torch",
@@ -176,6 +179,13 @@ def export(
     )
 
 
+def _samples(pieces: Partition, crossing: Crossing) -> dict[str, NDArray[np.generic]]:
+    """By tensor, what calibration kept of it; of what crosses beside a tap's own tensor it keeps nothing."""
+    cuts = zip(pieces.stages, crossing, strict=True)
+    pairs = (pair for stage, arrays in cuts for pair in zip(stage.graph.input, arrays, strict=False))
+    return {value.name: array for value, array in pairs}
+
+
 def _tuning(net: MultiExit) -> Tuning:
     found = net.calibration
     n = len(net.exit_names) + 1
@@ -184,7 +194,7 @@ def _tuning(net: MultiExit) -> Tuning:
     return Tuning(
         temperatures=found.temperatures,
         thresholds=(*found.thresholds, None),
-        mode="uint8" if found.ranges else "float",
+        mode="uint8" if found.crossing else "float",
         confidence=found.confidence,
     )
 

@@ -19,6 +19,7 @@ from offramp.bundle.onnxload import load_onnx, prepared
 from offramp.bundle.partition import forget_origin, partition, tensor_spec
 from offramp.bundle.shapes import session
 from offramp.errors import ConfigError, ExportError, InputError
+from offramp.exits.sampling import samples_kept
 
 __all__ = ["bundle_from_onnx"]
 
@@ -49,8 +50,7 @@ def bundle_from_onnx(
         exits: By the number of a cut, counted from the input, the name of its exit's logits.
         output: The network's own logits; the graph's last output if left out.
         free_batch: As `load_onnx` says; for a file.
-        samples: Inputs (N, …) on which the range of each cut is measured, so that it may travel as `uint8`.
-            Without them, cuts travel as `float`.
+        samples: Inputs (N, …) by which the modes of each cut are fitted. Without them, cuts travel as `float`.
         name: The bundle's name on the wire; made from the directory's name if left out.
         classes: The classes' names.
         preprocessing: How an image becomes an input.
@@ -84,7 +84,7 @@ def bundle_from_onnx(
     pieces = partition(whole, names, [heads.get(i) for i in range(last)], final=graph.output, bundle_names=True)
     for piece in (*pieces.stages, *(head for head in pieces.exits if head is not None)):
         forget_origin(piece)
-    ranges = _ranges(pieces.stages, samples)
+    crossing = _crossing(pieces.stages, samples)
     there = [i in heads for i in range(last)]
     return assemble(
         path,
@@ -93,11 +93,11 @@ def bundle_from_onnx(
         classes=classes,
         preprocessing=preprocessing,
         densities=(1.0,) * len(pieces.stages),
-        ranges=ranges,
+        samples=crossing,
         tuning=Tuning(
             temperatures=(*(1.0 if here else None for here in there), 1.0),
             thresholds=(*(CLOSED if here else None for here in there), None),
-            mode="uint8" if ranges else "float",
+            mode="uint8" if crossing else "float",
         ),
         provenance=made_with("onnx", metrics={"cut_at": {cut_name(i): cut.name for i, cut in enumerate(chosen)}}),
     )
@@ -122,8 +122,8 @@ def _check_logits(model: ModelProto, name: str) -> None:
         )
 
 
-def _ranges(stages: Sequence[ModelProto], samples: NDArray[Any] | None) -> dict[int, tuple[float, float]]:
-    """By cut of floats, the input's under −1, the smallest and largest value over some samples."""
+def _crossing(stages: Sequence[ModelProto], samples: NDArray[Any] | None) -> dict[str, NDArray[Any]]:
+    """By tensor of floats that crosses a cut, what it is on a few of the samples."""
     if samples is None:
         return {}
     spec = tensor_spec(stages[0].graph.input[0])
@@ -132,14 +132,13 @@ def _ranges(stages: Sequence[ModelProto], samples: NDArray[Any] | None) -> dict[
             f"expected samples as {spec.dtype} of shape (N, {', '.join(map(str, spec.shape))}), got "
             f"{samples.dtype} of shape {samples.shape}"
         )
-    ranges = {}
-    tensors = [samples]
-    for i, stage in enumerate(stages):
-        if all(t.dtype == np.float32 for t in tensors):
-            ranges[i - 1] = float(min(t.min() for t in tensors)), float(max(t.max() for t in tensors))
-        if i + 1 < len(stages):
-            feed = {t.name: value for t, value in zip(stage.graph.input, tensors, strict=True)}
+    chosen = np.random.default_rng(0).permutation(len(samples))[: samples_kept(spec.shape)]
+    tensors, found = [samples[chosen]], {}
+    for stage in stages:
+        feed = {t.name: value for t, value in zip(stage.graph.input, tensors, strict=True)}
+        found.update({name: value for name, value in feed.items() if value.dtype == np.float32})
+        if stage is not stages[-1]:
             tensors = session(stage).run([t.name for t in stage.graph.output], feed)
-    if not all(np.isfinite(edge) for pair in ranges.values() for edge in pair):
+    if not all(np.isfinite(value).all() for value in found.values()):
         raise InputError("a cut takes values that are not finite on these samples; give other samples, or none")
-    return ranges
+    return found

@@ -29,6 +29,7 @@ __all__ = [
     "TensorSpec",
     "Tuning",
     "cut_name",
+    "travel_key",
     "wire_name",
 ]
 
@@ -183,7 +184,8 @@ class Tuning(_Part):
     """What may change without a new model: temperatures and thresholds by exit, their measure, the usual mode.
 
     A threshold above 1 keeps everything from leaving there; the last exit has none. None stands where a cut
-    has no exit. The confidence says what is compared with the thresholds.
+    has no exit. The confidence says what is compared with the thresholds. `gzip_below_mbps` says by cut and mode
+    ("cut_0.uint4") below which rate of the link, in Mbit/s, compression gains more time than it takes.
     """
 
     format: Literal[1] = FORMAT
@@ -191,6 +193,7 @@ class Tuning(_Part):
     thresholds: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, ...]
     mode: str = "float"
     confidence: Confidence = "max_softmax"
+    gzip_below_mbps: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
 
 
 class Held(_Part):
@@ -203,6 +206,11 @@ class Held(_Part):
 def cut_name(cut: int) -> str:
     """The tensor's name at a cut: "input", "cut_0", …."""
     return "input" if cut == -1 else f"cut_{cut}"
+
+
+def travel_key(cut: int, mode: str) -> str:
+    """What a cut in a mode is called where figures are kept of it: "cut_0.uint4"."""
+    return f"{cut_name(cut)}.{mode}"
 
 
 def wire_name(path: str | Path, name: str | None = None) -> str:

@@ -16,6 +16,7 @@ from rich.markup import escape
 from offramp import __version__
 from offramp.cli.bundles import export, inspect, profile
 from offramp.cli.cuts import cuts
+from offramp.cli.modes import modes
 from offramp.cli.running import link, run, serve
 from offramp.cli.studies import reproduce
 from offramp.cli.tracing import trace
@@ -34,7 +35,7 @@ app = typer.Typer(
     "and a server. Start with `offramp demo`.",
 )
 # In the order in which `offramp --help` lists them.
-for _command in (demo, train, inspect, cuts, profile, tune, trace, serve, run, link, export):
+for _command in (demo, train, inspect, cuts, modes, profile, tune, trace, serve, run, link, export):
     app.command()(_command)
 app.add_typer(reproduce, name="reproduce")
 

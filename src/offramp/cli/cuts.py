@@ -54,7 +54,7 @@ def cuts(
     samples: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.npy", help="Inputs for the range of each cut, so that the bundle may send it as uint8."
+            metavar="FILE.npy", help="Inputs to fit the modes of each cut to, so that it may travel in few bits."
         ),
     ] = None,
     free_batch: Annotated[

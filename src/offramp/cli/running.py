@@ -86,6 +86,13 @@ def run(
         float | None, typer.Option(min=0, max=1, help="The gates' threshold; the bundle's own if left out.")
     ] = None,
     deadline_ms: Annotated[float, typer.Option(help="Milliseconds that one input may take.")] = 1000.0,
+    link_rate: Annotated[
+        str | None,
+        typer.Option(
+            help="The link's rate, such as 10mbit, as `offramp profile` measures it: cuts are compressed where "
+            "`offramp modes --write` found that it pays."
+        ),
+    ] = None,
     edge_slowdown: SlowdownOption = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="For policies that draw.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A file for the JSON lines, instead of the output.")] = None,
@@ -98,11 +105,20 @@ def run(
     from offramp.policy.registry import make_policy
     from offramp.report.live import run_files
     from offramp.runtime.sources import find_inputs
+    from offramp.serving.link import parse_rate
 
+    bits = 0.0 if link_rate is None else parse_rate(link_rate)
     files = find_inputs(inputs)
     chosen = make_policy(policy, alpha=alpha, seed=seed)
     with (
-        Edge(bundle, server=server, policy=chosen, deadline_ms=deadline_ms, slowdown=edge_slowdown) as edge,
+        Edge(
+            bundle,
+            server=server,
+            policy=chosen,
+            deadline_ms=deadline_ms,
+            link_mbps=bits / 1e6 or None,
+            slowdown=edge_slowdown,
+        ) as edge,
         _sink(out) as sink,
     ):
         results = run_files(edge, files, sink, Console(stderr=True))

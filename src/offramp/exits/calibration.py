@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,11 @@ from offramp.exits.thresholds import (
     samples_needed,
 )
 
-__all__ = ["Calibration", "calibrate_logits", "check_settings", "fit_temperature"]
+__all__ = ["Calibration", "Crossing", "calibrate_logits", "check_settings", "fit_temperature"]
 
 Array = NDArray[np.float64]
+#: Per cut a few samples (n, …) of each tensor that crosses, the inputs (cut −1) first.
+Crossing: TypeAlias = tuple[tuple[NDArray[np.generic], ...], ...]
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,9 @@ class Calibration:
         max_drop: What the cascade may lose against the last exit.
         delta: The probability that more is lost all the same; None if thresholds were chosen on the samples
             that they are measured on, so that nothing is promised.
-        ranges: Per cut the smallest and largest value seen, the input (cut −1) first; for the uint8 mode.
         samples: Size of the held-out data.
         tested: How many of them the figures above are of.
+        crossing: Per cut a few samples of what crosses it, to which the cut's modes are fitted.
     """
 
     temperatures: tuple[float, ...]
@@ -60,9 +63,9 @@ class Calibration:
     cascade_accuracy: float | None
     max_drop: float
     delta: float | None
-    ranges: tuple[tuple[float, float], ...]
     samples: int
     tested: int
+    crossing: Crossing = field(default=(), repr=False, compare=False)
 
     @property
     def drop(self) -> float | None:
@@ -125,7 +128,7 @@ def calibrate_logits(
     delta: float | None = 0.1,
     confidence: str = "max_softmax",
     with_last: bool = True,
-    ranges: Sequence[tuple[float, float]] = (),
+    crossing: Crossing = (),
     seed: int = 0,
 ) -> Calibration:
     """Temperatures and one threshold for all gates from held-out logits.
@@ -145,7 +148,7 @@ def calibrate_logits(
         confidence: "max_softmax", "entropy" or "margin".
         with_last: Whether the last of `logits` are the network's last exit's. If not, every wrong early answer
             counts as lost, which is stricter.
-        ranges: Kept in the result.
+        crossing: Kept in the result.
         seed: Chooses which samples fit.
 
     Raises:
@@ -192,9 +195,9 @@ def calibrate_logits(
         cascade_accuracy=float(answers.mean()) if with_last else None,
         max_drop=max_drop,
         delta=delta,
-        ranges=tuple(ranges),
         samples=n,
         tested=len(testing),
+        crossing=crossing,
     )
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from offramp.errors import ConfigError
 from offramp.evalmode import eval_mode
-from offramp.exits.calibration import Calibration, calibrate_logits
+from offramp.exits.calibration import Calibration, Crossing, calibrate_logits
 from offramp.exits.network import MultiExit
+from offramp.exits.sampling import CutSamples
 from offramp.inputs import on_device, pair, run, tensors
 
 __all__ = ["Evaluation", "calibrate", "evaluate"]
@@ -27,12 +28,12 @@ class Evaluation:
     Attributes:
         logits: Per exit (N, classes), the last exit's last.
         labels: (N,) class indices.
-        ranges: Per cut the smallest and largest value, the inputs (cut −1) first.
+        crossing: Per cut a few samples, drawn at random, of the tensors that cross; the inputs (cut −1) first.
     """
 
     logits: tuple[NDArray[np.float32], ...]
     labels: NDArray[np.int64]
-    ranges: tuple[tuple[float, float], ...]
+    crossing: Crossing
 
     @property
     def accuracy(self) -> tuple[float, ...]:
@@ -52,8 +53,7 @@ def evaluate(net: MultiExit, loader: Iterable[Sequence[Any]]) -> Evaluation:
     """
     logits: list[list[Tensor]] = []
     labels: list[Tensor] = []
-    lows: list[tuple[float, ...]] = []
-    highs: list[tuple[float, ...]] = []
+    inputs, kept = 0, CutSamples()
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     with eval_mode(net), torch.inference_mode():
         for batch in loader:
@@ -62,22 +62,22 @@ def evaluate(net: MultiExit, loader: Iterable[Sequence[Any]]) -> Evaluation:
             features, outputs = run(net.forward_features, x)
             logits.append([z.float().cpu() for z in outputs])
             labels.append(y.cpu())
-            low, high = zip(*(_range(t) for t in (tensors(x), *((f,) for f in features))), strict=True)
-            lows.append(low)
-            highs.append(high)
+            given = [t for t in tensors(x) if t.dim()]
+            inputs = len(given)
+            kept.add([*given, *features], _rows)
     if not labels:
         raise ConfigError("the loader gives no batches")
-    ranges = zip(np.min(lows, axis=0).tolist(), np.max(highs, axis=0).tolist(), strict=True)
     return Evaluation(
         tuple(torch.cat(column).numpy() for column in zip(*logits, strict=True)),
         torch.cat(labels).numpy(),
-        tuple(ranges),
+        (tuple(kept.kept[:inputs]), *((feature,) for feature in kept.kept[inputs:])),
     )
 
 
-def _range(cut: Sequence[Tensor]) -> tuple[float, float]:
-    """The smallest and largest value of the tensors that cross together."""
-    return min(float(t.min()) for t in cut), max(float(t.max()) for t in cut)
+def _rows(tensor: Tensor, rows: NDArray[np.int64]) -> NDArray[np.generic]:
+    chosen = tensor[torch.from_numpy(rows).to(tensor.device)].cpu()
+    array: NDArray[np.generic] = (chosen.float() if chosen.is_floating_point() else chosen).numpy()
+    return array
 
 
 def calibrate(
@@ -115,7 +115,7 @@ def calibrate(
         max_drop=max_drop,
         delta=delta,
         confidence=confidence,
-        ranges=seen.ranges,
+        crossing=seen.crossing,
         seed=seed,
     )
     return net.calibration

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from offramp.bundle.manifest import travel_key
 from offramp.errors import ActionError
 from offramp.policy.cost import CostModel
 
@@ -22,12 +23,14 @@ class Action:
             server is told to go to the last exit.
         mode: How the cut travels.
         watch: Exits up to the split whose heads are run to see their confidence, without answering.
+        gzip: Whether the transport compresses the cut on top.
     """
 
     split: int
     exits: tuple[int, ...] = ()
     mode: str = "float"
     watch: tuple[int, ...] = ()
+    gzip: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Context:
         modes: The modes in which each cut may travel.
         mode: The bundle's usual mode.
         cost: What things cost.
+        gzip_below_mbps: As the bundle's tuning says.
+        link_mbps: The link's rate in Mbit/s; None if nobody has said.
     """
 
     splits: tuple[int, ...]
@@ -51,6 +56,14 @@ class Context:
     modes: Mapping[int, tuple[str, ...]]
     mode: str
     cost: CostModel
+    gzip_below_mbps: Mapping[str, float] = field(default_factory=dict)
+    link_mbps: float | None = None
+
+    def action(self, split: int, exits: tuple[int, ...] = (), watch: tuple[int, ...] = ()) -> Action:
+        """An action whose cut travels in the usual mode, compressed where that pays at the link's rate."""
+        mode = self.mode_at(split)
+        pays_below = self.gzip_below_mbps.get(travel_key(split, mode), 0.0)
+        return Action(split, exits, mode, watch, gzip=self.link_mbps is not None and self.link_mbps < pays_below)
 
     def mode_at(self, split: int) -> str:
         """The bundle's usual mode where the cut has it, else "float"."""
@@ -79,7 +92,7 @@ class Observation:
         failed: Whether an offload was wanted and brought no answer.
         cost: What was paid, by the edge's `CostModel`.
         latency_ms: From input to answer.
-        payload_bytes: Bytes of the tensors that were sent.
+        payload_bytes: Bytes of the tensors that were sent, before the transport compressed them.
     """
 
     confidences: Mapping[int, float] = field(default_factory=dict)

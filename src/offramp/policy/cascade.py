@@ -32,4 +32,4 @@ class ThresholdCascade(Policy):
         before_last = [k for k in context.splits if 0 <= k < context.last and k <= deepest]
         split = before_last[-1] if before_last else context.splits[-1]
         wanted = context.exits if self.exits is None else self.exits
-        return Action(split, tuple(e for e in wanted if e <= split), context.mode_at(split))
+        return context.action(split, tuple(e for e in wanted if e <= split))

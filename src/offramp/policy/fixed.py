@@ -29,7 +29,7 @@ class FixedSplit(Policy):
     def choose(self, context: Context) -> Action:
         """The same action every time."""
         exits = context.gate(self.split) if self.gated else ()
-        return Action(self.split, exits, context.mode_at(self.split))
+        return context.action(self.split, exits)
 
 
 class ServerOnly(FixedSplit):

@@ -29,4 +29,4 @@ class RandomArm(Policy):
         if not context.arms:
             raise ActionError("a random arm needs a split with an exit, or the last stage on the edge")
         k = self._rng.choice(context.arms)
-        return Action(k, context.gate(k), context.mode_at(k))
+        return context.action(k, context.gate(k))

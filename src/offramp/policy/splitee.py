@@ -55,7 +55,7 @@ class ISplitEE(Policy):
         k = max(self.arms, key=self._index)
         # Heads on the way are run for their confidence alone.
         watch = tuple(i for i in self.arms if i < k)
-        return Action(k, context.gate(k), context.mode_at(k), watch)
+        return context.action(k, context.gate(k), watch)
 
     def update(self, action: Action, observation: Observation) -> None:
         """Learns the reward of the arm played, and of every shallower arm whose reward was seen."""

@@ -22,21 +22,22 @@ from offramp.exits.network import MultiExit
 from offramp.recipes import Splits, load_splits
 from offramp.replay.trace import Trace
 from offramp.report.exits import exits_picture
+from offramp.report.modes import mode_facts, modes_text
 from offramp.reproduce.distant import Distant, at_a_distance
 from offramp.reproduce.exit_tables import (
     cascades_table,
-    crossings_table,
     distant_table,
     distortions_table,
     exits_table,
 )
-from offramp.reproduce.findings import Crossing, Findings, crossings, findings
+from offramp.reproduce.findings import Findings, findings
 from offramp.reproduce.study import origin, write_study
 from offramp.reproduce.subjects import Subject, mobilenetv2_subject, resnet56_subject
 from offramp.reproduce.traces import DISTORTIONS, trace_all
 from offramp.reproduce.trainings import Plan, train_ways
 from offramp.reproduce.weights import MOBILENETV2, RESNET56
 from offramp.runtime.labelled import Labelled, test_data
+from offramp.runtime.modes import ModeFigures, measure_modes
 from offramp.runtime.stages import Stages
 from offramp.runtime.tuning import macs_per_answer
 from offramp.serving.link import LinkSettings
@@ -45,6 +46,8 @@ __all__ = ["ExitSettings", "study_mobilenetv2", "study_resnet56", "study_subject
 
 #: Of a quick look, which shows that everything runs and nothing else: images to train on, hold out, test, send.
 _QUICK = (200, 100, 100, 8)
+#: Test images that cross every cut in every mode: each crosses 28 times, half of the network behind it.
+_MODE_IMAGES = 2000
 
 
 @dataclass(frozen=True)
@@ -176,8 +179,8 @@ def study_subject(
     console.print(f"{bundle.path}: edge and server over a link of {settings.link.words}")
     distant = at_a_distance(bundle, test.first(limit), settings.link, settings.slowdown, console)
     console.print("cuts and modes")
-    # What `offramp.runtime.modes.measure_modes` will do, for every mode of the bundle.
-    crossed = crossings(Stages(bundle, threads=os.cpu_count() or 1), test)
+    crossing = test.first(_MODE_IMAGES)
+    modes = measure_modes(Stages(bundle, threads=os.cpu_count() or 1), crossing.inputs, crossing.labels)
     distortions = DISTORTIONS[::6] if settings.quick else DISTORTIONS
     traces = trace_all(
         bundle,
@@ -188,7 +191,7 @@ def study_subject(
         workers=os.cpu_count() or 1,
         console=console,
     )
-    return _written(subject, name, settings, command, bundle, ways, crossed, distant, traces)
+    return _written(subject, name, settings, command, bundle, ways, modes, crossing.what, distant, traces)
 
 
 def _measured(
@@ -242,15 +245,17 @@ def _written(
     command: str,
     bundle: Bundle,
     ways: Sequence[Findings],
-    crossed: Sequence[Crossing],
+    modes: Sequence[ModeFigures],
+    crossing: str,
     distant: Distant,
     traces: Mapping[str, Trace],
 ) -> tuple[list[str], list[Path]]:
     taps, manifest, plain = list(subject.heads), bundle.manifest, traces[""]
+    facts = mode_facts(modes, manifest)
     tables = [
         exits_table(ways, taps, manifest, plain),
         cascades_table(ways),
-        crossings_table(crossed, taps),
+        modes_text(modes, manifest, crossing),
         distant_table(distant),
         distortions_table(traces),
     ]
@@ -259,8 +264,8 @@ def _written(
         {way.way: [(m, 100 * a) for m, a in zip(macs, way.accuracy, strict=True)] for way in ways},
         {way.way: (float(np.dot(macs, way.exit_share)), 100 * way.cascade_accuracy) for way in ways},
         {
-            mode: [(100 * c.macs_before, c.bytes) for c in crossed if c.mode == mode]
-            for mode in dict.fromkeys(c.mode for c in crossed)
+            mode: [(100 * f["edge_macs_share"], f["payload_bytes"]) for f in facts if f["mode"] == mode]
+            for mode in dict.fromkeys(f["mode"] for f in facts)
         },
     )
     text = [f"# {subject.title}: {Path(manifest.provenance.data).name}", "", f"`{command}`", ""]
@@ -275,7 +280,7 @@ def _written(
         "exit_ms": plain.meta.exit_ms,
         "depths": plain.meta.depths,
         "ways": [{**asdict(way), "drop": way.drop} for way in ways],
-        "cuts": [asdict(c) for c in crossed],
+        "modes": {"data": crossing, "modes": facts},
         "distant": {**asdict(distant), "rows": [row.to_dict() for row in distant.rows]},
         "traces": {key or "none": trace.accuracy for key, trace in traces.items()},
     }

@@ -1,4 +1,4 @@
-"""A study of exits as tables in text: per exit, the cascade, per cut and mode, at a distance, under distortion."""
+"""A study of exits as tables in text: per exit, the cascade, at a distance, under distortion."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from offramp.bundle.manifest import Manifest
 from offramp.replay.trace import Trace
 from offramp.report.rows import rows_table
 from offramp.reproduce.distant import Distant
-from offramp.reproduce.findings import Crossing, Findings
+from offramp.reproduce.findings import Findings
 from offramp.runtime.tuning import macs_per_answer
-from offramp.tables import bytes_text, count_text, table_text
+from offramp.tables import count_text, table_text
 
-__all__ = ["cascades_table", "crossings_table", "distant_table", "distortions_table", "exits_table"]
+__all__ = ["cascades_table", "distant_table", "distortions_table", "exits_table"]
 
 
 def exits_table(ways: Sequence[Findings], taps: Sequence[str], manifest: Manifest, trace: Trace) -> str:
@@ -67,27 +67,6 @@ def cascades_table(ways: Sequence[Findings]) -> str:
     ]
     caption = "on the test images; exit columns: the share that each one answers. " + ways[-1].promise
     return table_text("Cascade, its threshold chosen on held-out images", heads, rows, caption=caption)
-
-
-def crossings_table(found: Sequence[Crossing], taps: Sequence[str]) -> str:
-    """Per cut and mode what crosses, and the accuracy behind it."""
-    modes = list(dict.fromkeys(c.mode for c in found))
-    heads = ["cut", "behind", "MACs before"]
-    for mode in modes:
-        heads += [f"{mode} sends", "%"]
-    rows = []
-    for cut in sorted({c.cut for c in found}):
-        here = {c.mode: c for c in found if c.cut == cut}
-        row = [str(cut), "the input" if cut < 0 else taps[cut], f"{next(iter(here.values())).macs_before:.1%}"]
-        for mode in modes:
-            row += (
-                [bytes_text(here[mode].bytes), f"{100 * here[mode].accuracy:.2f}"] if mode in here else ["-"] * 2
-            )
-        rows.append(row)
-    caption = (
-        "%: test accuracy of the last exit when every image's cut travels so; bytes without gRPC's compression"
-    )
-    return table_text("Cuts and modes", heads, rows, caption=caption)
 
 
 def distant_table(found: Distant) -> str:

@@ -1,23 +1,19 @@
-"""What exits are worth, measured on test images: accuracy, calibration error, the cascade, cuts and modes."""
+"""What exits are worth, measured on test images: accuracy, calibration error, and the cascade."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from offramp.bundle.manifest import Manifest
 from offramp.exits.calibration import Calibration
 from offramp.exits.confidence import calibration_error, confidence_of, softmax
 from offramp.exits.evaluation import Evaluation
 from offramp.exits.thresholds import answering
-from offramp.runtime.evaluation import prepared
-from offramp.runtime.labelled import Labelled
-from offramp.runtime.stages import Stages
-from offramp.runtime.tuning import macs_per_answer, macs_saved
+from offramp.runtime.tuning import macs_saved
 
-__all__ = ["Crossing", "Findings", "crossings", "findings"]
+__all__ = ["Findings", "findings"]
 
 
 @dataclass(frozen=True)
@@ -82,64 +78,3 @@ def findings(way: str, test: Evaluation, tuned: Calibration, manifest: Manifest)
         macs_saved=macs_saved(manifest, range(manifest.last), share.tolist()),
         promise=tuned.promise,
     )
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """One cut in one mode.
-
-    Attributes:
-        cut: The cut; −1 is the input.
-        mode: The mode.
-        bytes: What crosses for one sample, without gRPC's own compression.
-        accuracy: Of the last exit behind it.
-        macs_before: The share of the network's multiply-accumulates on the edge.
-    """
-
-    cut: int
-    mode: str
-    bytes: int
-    accuracy: float
-    macs_before: float
-
-
-def crossings(stages: Stages, test: Labelled, *, batch: int = 100) -> list[Crossing]:
-    """Every cut in every mode: bytes, and the accuracy of the last exit when the cut travelled so.
-
-    Args:
-        stages: The whole bundle's sessions.
-        test: The images to measure by.
-        batch: Images that run at once.
-    """
-    manifest = stages.bundle.manifest
-    places = [(cut, mode) for cut in range(-1, manifest.last) for mode in manifest.modes(cut)]
-    right = dict.fromkeys(places, 0)
-    for start in range(0, len(test.labels), batch):
-        labels = test.labels[start : start + batch]
-        at_cut = [[prepared(manifest, test.inputs[start : start + batch])]]
-        for i in range(manifest.last + 1):
-            at_cut.append(stages.stage(i, at_cut[-1])[0])
-        for cut, mode in places:
-            tensors = at_cut[-1]
-            if mode != "float":  # as float nothing changes on the way
-                sent, _ = stages.encode(cut, mode, at_cut[cut + 1])
-                tensors, _ = stages.decode(cut, mode, sent)
-                for i in range(cut + 1, manifest.last + 1):
-                    tensors, _ = stages.stage(i, tensors)
-            right[cut, mode] += _right(tensors[0], labels)
-    macs = [0, *macs_per_answer(manifest, ())]
-    before = np.cumsum([0, *(stage.graph.macs for stage in manifest.stages)]) / max(1, macs[-1])
-    return [
-        Crossing(
-            cut,
-            mode,
-            sum(spec.bytes for spec in stages.wire(cut, mode)),
-            n / len(test.labels),
-            float(before[cut + 1]),
-        )
-        for (cut, mode), n in right.items()
-    ]
-
-
-def _right(logits: NDArray[np.generic], labels: NDArray[np.int64]) -> int:
-    return int((logits.argmax(axis=1) == labels).sum())

@@ -50,6 +50,8 @@ class Edge:
         deadline_ms: The time that one input may take. An offload gets what is left of it, less what the edge
             would need to reach its next exit if it had to.
         cost: What things cost; the papers' units at the bundle's depths if left out.
+        link_mbps: The rate of the link to the server in Mbit/s: policies compress cuts where that pays. None
+            leaves them as they are.
         threads: Threads per session.
         slowdown: Emulates a device this many times slower; for experiments.
         breaker: The circuit breaker before the server.
@@ -69,6 +71,7 @@ class Edge:
         *,
         deadline_ms: float = 1000.0,
         cost: CostModel | None = None,
+        link_mbps: float | None = None,
         threads: int = 1,
         slowdown: float = 1.0,
         breaker: CircuitBreaker | None = None,
@@ -77,6 +80,8 @@ class Edge:
     ) -> None:
         if not deadline_ms > 0:
             raise ConfigError(f"deadline_ms must be above 0, not {deadline_ms}")
+        if link_mbps is not None and not link_mbps > 0:
+            raise ConfigError(f"link_mbps must be above 0, not {link_mbps}")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.policy = policy or EdgeOnly()
         self.deadline_ms = deadline_ms
@@ -95,6 +100,8 @@ class Edge:
             modes={cut: self._manifest.modes(cut) for cut in range(-1, min(held, last))},
             mode=self.bundle.tuning.mode,
             cost=cost or CostModel(depths),
+            gzip_below_mbps=self.bundle.tuning.gzip_below_mbps,
+            link_mbps=link_mbps,
         )
         #: Milliseconds per stage, a running mean; what an offload must leave for the way back.
         self.stage_ms = self._warm_up()
@@ -244,6 +251,7 @@ class Edge:
             tensors={spec.name: tensor for spec, tensor in zip(specs, packed, strict=True)},
             digest=self.bundle.digest,
             final=not any(e > action.split for e in action.exits),
+            gzip=action.gzip,
         )
         left_ms = self.deadline_ms - self._spent_ms(trip) - self._reserve_ms(trip)
         if left_ms <= 0:

@@ -45,7 +45,7 @@ class Result:
         exit: The exit that answered.
         where: "edge" or "server".
         latency_ms: Milliseconds by part.
-        payload_bytes: Bytes of the tensors that were sent.
+        payload_bytes: Bytes of the tensors that were sent, before the transport compressed them.
         action: What the policy chose.
         cost: What was paid.
         error: Why it is degraded or failed.

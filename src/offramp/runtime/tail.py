@@ -46,12 +46,14 @@ class TailRequest(NamedTuple):
         tensors: By name, each (N, …).
         digest: The sender's bundle; None is accepted.
         final: Go to the last exit; otherwise the server's exits may answer too.
+        gzip: Whether the transport compresses the tensors.
     """
 
     model: str
     tensors: Mapping[str, NDArray[np.generic]]
     digest: str | None = None
     final: bool = False
+    gzip: bool = False
 
 
 class TailReply(NamedTuple):

@@ -91,7 +91,7 @@ class GrpcChannel:
             ServerError: See `offramp.errors`; one for each way in which there is no answer.
         """
         message = request_message(request.model, request.tensors, request.digest, request.final)
-        response = self._call(self._stub.ModelInfer, message, timeout_s)
+        response = self._call(self._stub.ModelInfer, message, timeout_s, gzip=request.gzip)
         tensors = from_outputs(response)
         logits = tensors.get("logits")
         if logits is None or logits.dtype != np.float32:
@@ -147,9 +147,9 @@ class GrpcChannel:
         """Closes the connection."""
         self._channel.close()
 
-    def _call(self, method: Any, message: Any, timeout_s: float | None) -> Any:
+    def _call(self, method: Any, message: Any, timeout_s: float | None, *, gzip: bool = False) -> Any:
         try:
-            return method(message, timeout=timeout_s)
+            return method(message, timeout=timeout_s, compression=grpc.Compression.Gzip if gzip else None)
         except grpc.RpcError as error:
             code, details = error.code(), error.details() or ""
             kind = _ERRORS.get(code, ServerRefusedError)
