@@ -115,11 +115,8 @@ def test_a_study_writes_tables_picture_figures_and_traces(done: Done) -> None:
     text = done.written[0].read_text(encoding="utf-8")
     assert f"`{COMMAND}`" in text
     assert f"![exits and cuts]({stem}-exits.svg)" in text
-    for table, head in zip(
-        done.tables,
-        ("Exits", "Cascade", f"{stem}: how each cut", "Edge and server", "Exits on distorted"),
-        strict=True,
-    ):
+    heads = "Exits", "Cascade", f"{stem}: how each cut", "Edge and server", "Exits on distorted"
+    for table, head in zip(done.tables, heads, strict=True):
         assert table.startswith(head)
         assert table in text
     assert "separate %" in done.tables[0]
