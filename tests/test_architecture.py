@@ -226,6 +226,7 @@ print(json.dumps(said))
     )
     torch_side = {
         "ConvHead",
+        "DeepHead",
         "DistilledLoss",
         "FeatureCache",
         "JointLoss",

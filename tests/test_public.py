@@ -25,6 +25,7 @@ NAMES = [
     "ConvHead",
     "CostModel",
     "Cut",
+    "DeepHead",
     "DistilledLoss",
     "Edge",
     "EdgeOnly",

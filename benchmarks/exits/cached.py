@@ -6,7 +6,7 @@ CIFAR-10's published ResNet-56 with six exits. One thread; processor seconds, so
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from offramp.reproduce.resnet import resnet56
 from offramp.tables import bytes_text, table_text
 
 EXITS = ("layer1.4", "layer1.8", "layer2.2", "layer2.6", "layer3.1", "layer3.4")
+HEADS = {"conv": off.ConvHead, "deep": off.DeepHead}
 BATCH = 100
 #: The published weights' normalisation.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument(
         "--uncached-epochs", type=int, default=1, help="of the slow way, from which the rest is reckoned"
     )
+    made.add_argument("--head", choices=tuple(HEADS), default="conv", help="every exit's (default: %(default)s)")
     arguments = made.parse_args(argv)
     try:
         backbone = resnet56()
@@ -48,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     one_core()
     train, test = cifar10()
     loader, held = _loader(train, images), _loader(test, tested)
-    net, other = _net(backbone), _net(backbone)
-    _train(_net(backbone), list(loader)[:1], 1)  # what the first training of a process costs once
+    head = HEADS[arguments.head]
+    net, other = _net(backbone, head), _net(backbone, head)
+    _train(_net(backbone, head), list(loader)[:1], 1)  # what the first training of a process costs once
 
     features_s, kept = _timed(lambda: CachedFeatures(net, loader, FeatureCache()))
     heads_s, _ = _timed(lambda: _train(net, kept.batches(shuffled=True), epochs))
@@ -58,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     accuracy = off.evaluate(net, held).accuracy
     whole = _whole_bytes(net) * images
     figures = {
+        "head": arguments.head,
         "images": images,
         "epochs": epochs,
         "features_s": features_s,
@@ -80,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{bytes_text(kept.bytes)}, without pooling first {bytes_text(whole)}; accuracy of the exits on {tested} "
         f"test images, %: {' '.join(f'{100 * a:.1f}' for a in accuracy)}"
     )
-    title = f"Six exits on a frozen ResNet-56, {images} images, {epochs} epochs, one thread, processor seconds"
+    what = f"Six {head.__name__}s on a frozen ResNet-56, {images} images, {epochs} epochs"
+    title = f"{what}, one thread, processor seconds"
     print(table_text(title, ["training", "features s", "s per epoch", "total s"], rows, caption=said))
     print(f"written: {write_json(arguments, figures)}")
 
@@ -95,9 +100,10 @@ def _train(net: off.MultiExit, loader: Any, epochs: int) -> None:
     off.fit(net, loader, epochs=epochs, lr=1e-2, frozen=True, cache=False, progress=False, accelerator="cpu")
 
 
-def _net(backbone: torch.nn.Module) -> off.MultiExit:
+def _net(backbone: torch.nn.Module, head: Callable[[int], torch.nn.Module]) -> off.MultiExit:
     torch.manual_seed(0)
-    return off.MultiExit(backbone, EXITS, example_input=torch.zeros(1, 3, 32, 32))
+    heads = {name: head(10) for name in EXITS}
+    return off.MultiExit(backbone, heads, example_input=torch.zeros(1, 3, 32, 32))
 
 
 def _loader(part: ImageData, count: int) -> DataLoader[tuple[Tensor, ...]]:

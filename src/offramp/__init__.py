@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from offramp.errors import OfframpError
     from offramp.exits.cache import FeatureCache
     from offramp.exits.evaluation import calibrate, evaluate
-    from offramp.exits.heads import ConvHead, PooledHead, TokenHead
+    from offramp.exits.heads import ConvHead, DeepHead, PooledHead, TokenHead
     from offramp.exits.network import MultiExit
     from offramp.exits.objective import DistilledLoss, JointLoss
     from offramp.exits.suggest import suggest_exits
@@ -56,6 +56,7 @@ _NAMES = {
     "ConvHead": "exits.heads",
     "CostModel": "policy.cost",
     "Cut": "bundle.cuts",
+    "DeepHead": "exits.heads",
     "DistilledLoss": "exits.objective",
     "Edge": "connect",
     "EdgeOnly": "policy.fixed",
@@ -106,6 +107,7 @@ __all__ = [
     "ConvHead",
     "CostModel",
     "Cut",
+    "DeepHead",
     "DistilledLoss",
     "Edge",
     "EdgeOnly",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import offramp as off
 from offramp.bundle.export import export, export_graph
 from offramp.errors import ConfigError
-from offramp.exits.heads import ConvHead, PooledHead, TokenHead
+from offramp.exits.heads import ConvHead, DeepHead, PooledHead, TokenHead
 from offramp.runtime.stages import Stages
 
 
@@ -49,8 +49,9 @@ def images(n: int) -> Tensor:
             PooledHead(3, norm=True),
         ),
         (PooledHead(3, norm=True), PooledHead(3, norm=True), None, None),
+        (DeepHead(3, 5), None, None, None),
     ],
-    ids=["plain", "norm", "chosen"],
+    ids=["plain", "norm", "chosen", "deep"],
 )
 def test_every_head_equals_torch(heads: tuple[nn.Module | None, ...], tmp_path: Path) -> None:
     torch.manual_seed(0)

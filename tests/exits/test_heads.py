@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.errors import ConfigError
-from offramp.exits.heads import ConvHead, PooledHead, TokenHead, head_for, reduced
+from offramp.exits.heads import ConvHead, DeepHead, PooledHead, TokenHead, head_for, reduced
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,20 @@ def test_the_convolution_by_hand() -> None:
     torch.testing.assert_close(head(x), head.linear(mixed.mean((2, 3))), atol=1e-5, rtol=1e-4)
 
 
+def test_the_two_convolutions_by_hand() -> None:
+    head = DeepHead(3, 5, places=4).eval()
+    x = drawn(2, 6, 8, 8)
+    head(x)
+    for norm, scale in ((head.first_norm, 0.5), (head.second_norm, 3.0)):  # each in its place
+        nn.init.constant_(norm.weight, scale)
+        nn.init.constant_(norm.bias, scale / 9)
+    pooled = x.reshape(2, 6, 4, 2, 4, 2).mean(dim=(3, 5))
+    halved = F.conv2d(pooled, head.first.weight, padding=1)[:, :, ::2, ::2]
+    first = (0.5 * halved / (1 + 1e-5) ** 0.5 + 0.5 / 9).clamp(min=0)
+    second = (3.0 * F.conv2d(first, head.second.weight, padding=1) / (1 + 1e-5) ** 0.5 + 3.0 / 9).clamp(min=0)
+    torch.testing.assert_close(head(x), head.linear(second.mean((2, 3))), atol=1e-5, rtol=1e-4)
+
+
 def test_the_token_by_hand() -> None:
     x = 5 * drawn(2, 7, 6) + 2
     for take, token in (("mean", x.mean(1)), ("first", x[:, 0])):
@@ -132,6 +146,8 @@ HEADS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
     (lambda: PooledHead(3, norm=True), (4, 6, 9, 7)),
     (lambda: ConvHead(3), (4, 6, 19, 17)),
     (lambda: ConvHead(3), (4, 6, 3, 1)),
+    (lambda: DeepHead(3), (4, 6, 19, 17)),
+    (lambda: DeepHead(3), (4, 6, 3, 1)),
     (lambda: TokenHead(3), (4, 5, 6)),
     (lambda: TokenHead(3, "first"), (4, 5, 6)),
 ]
@@ -152,7 +168,9 @@ def test_a_reduced_feature_gives_the_same_logits(make: Callable[[], nn.Module], 
 @pytest.mark.parametrize(("make", "shape"), HEADS)
 def test_copies_compute_the_same(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     lazy, x = make(), drawn(*shape)
-    if getattr(lazy, "norm", None) is None or isinstance(lazy, ConvHead):  # torch copies no unsized statistics
+    if getattr(lazy, "norm", None) is None or isinstance(
+        lazy, (ConvHead, DeepHead)
+    ):  # torch copies no unsized statistics
         for unsized in (copy.deepcopy(lazy), pickle.loads(pickle.dumps(lazy))):
             assert unsized(x).shape == (4, 3)
     lazy(x)
@@ -164,6 +182,8 @@ def test_copies_compute_the_same(make: Callable[[], nn.Module], shape: tuple[int
 def test_features_of_another_form_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"ConvHead takes feature maps.*not features of rank 3"):
         ConvHead(2)(torch.zeros(2, 3, 4))
+    with pytest.raises(ConfigError, match=r"DeepHead takes feature maps.*not features of rank 2"):
+        DeepHead(2)(torch.zeros(2, 3))
     with pytest.raises(ConfigError, match=r"TokenHead takes tokens.*not features of rank 2"):
         TokenHead(2)(torch.zeros(2, 3))
 
@@ -174,6 +194,9 @@ def test_features_of_another_form_are_refused() -> None:
         (lambda: ConvHead(0), "one class and one channel"),
         (lambda: ConvHead(2, 0), "one class and one channel"),
         (lambda: ConvHead(2, places=0), "one class and one place"),
+        (lambda: DeepHead(0), "one class and one channel"),
+        (lambda: DeepHead(2, 0), "one class and one channel"),
+        (lambda: DeepHead(2, places=0), "one class and one place"),
         (lambda: TokenHead(0), "one class"),
         (lambda: TokenHead(2, "last"), '"mean" or "first", not \'last\''),
     ],
@@ -253,6 +276,7 @@ def test_a_head_of_ones_own_sees_the_whole_feature() -> None:
         (PooledHead(3, norm=True, channels_first=True), (4, 6, 5), (4, 6, 2)),
         (PooledHead(3, norm=True), (4, 6), (4, 6)),
         (ConvHead(3), (4, 6, 19, 3), (4, 6, 4, 3)),
+        (DeepHead(3), (4, 6, 19, 3), (4, 6, 8, 3)),
         (TokenHead(3), (4, 5, 6), (4, 1, 6)),
     ],
 )

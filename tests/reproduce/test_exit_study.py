@@ -19,13 +19,14 @@ import offramp as off
 from offramp.datasets import ImageData
 from offramp.errors import ConfigError, DatasetError, OfframpError
 from offramp.exits.calibration import calibrate_logits
+from offramp.exits.confidence import calibration_error, softmax
 from offramp.exits.evaluation import Evaluation
 from offramp.exits.heads import ConvHead, PooledHead
 from offramp.recipes import Splits
 from offramp.replay.trace import Trace
 from offramp.reproduce import distant, exit_study, trainings
 from offramp.reproduce.exit_study import ExitSettings, study_mobilenetv2, study_resnet56, study_subject
-from offramp.reproduce.findings import findings
+from offramp.reproduce.findings import cascade_on, findings
 from offramp.reproduce.resnet import CifarResNet
 from offramp.reproduce.subjects import Subject, resnet56_subject
 from offramp.reproduce.traces import DISTORTIONS, trace_all
@@ -115,14 +116,14 @@ def test_a_study_writes_tables_picture_figures_and_traces(done: Done) -> None:
     text = done.written[0].read_text(encoding="utf-8")
     assert f"`{COMMAND}`" in text
     assert f"![exits and cuts]({stem}-exits.svg)" in text
-    heads = "Exits", "Cascade", f"{stem}: how each cut", "Edge and server", "Exits on distorted"
+    heads = "Exits", "Cascades", f"{stem}: how each cut", "Edge and server", "Exits on distorted"
     for table, head in zip(done.tables, heads, strict=True):
         assert table.startswith(head)
         assert table in text
     assert "separate %" in done.tables[0]
     assert "distilled %" in done.tables[0]
     figures = json.loads(done.written[1].read_text(encoding="utf-8"))
-    assert [way["way"] for way in figures["ways"]] == ["separate", "distilled"]
+    assert [way["way"] for way in figures["ways"]] == ["distilled", "separate"]
     # A frozen backbone's own output is the same in both.
     assert figures["ways"][0]["accuracy"][-1] == figures["ways"][1]["accuracy"][-1]
     assert figures["macs"] == sorted(figures["macs"])
@@ -149,7 +150,7 @@ def test_the_trace_says_what_training_measured(done: Done, bundle: off.Bundle) -
 def test_the_bundle_says_what_was_held_out(done: Done, bundle: off.Bundle) -> None:
     record = bundle.manifest.provenance.metrics
     assert record["held_out"] == {"seed": 5, "sizes": [200, 100, 100]}
-    assert record["training"] == "distilled"
+    assert record["training"] == "separate"
     assert bundle.manifest.preprocessing == TINY.preprocessing
     assert bundle.manifest.classes == ("red", "green", "blue")
 
@@ -227,18 +228,18 @@ def test_what_was_kept_and_is_torn_is_trained_again(content: bytes | None, tmp_p
     few, plan, console = _again(tmp_path, False, "torn")
     plan = replace(plan, epochs=1)
     first = trainings.train_ways(MOVED, few, plan, console)
-    path = plan.folder / "moved-distilled.pt"
+    path = plan.folder / "moved-separate.pt"
     whole = path.read_bytes()
     path.write_bytes(whole[:500] if content is None else content)
     again = trainings.train_ways(MOVED, few, plan, console)
-    for a, b in zip(first["distilled"].exit_parameters(), again["distilled"].exit_parameters(), strict=True):
+    for a, b in zip(first["separate"].exit_parameters(), again["separate"].exit_parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 # --- Measured -----------------------------------------------------------------------------------------------
 
 
-def test_findings_by_hand(bundle: off.Bundle) -> None:
+def test_a_cascade_by_hand(bundle: off.Bundle) -> None:
     """Four samples, three exits; the gates' threshold is .8."""
     right, sure, unsure = [0, 0, 5], [9, 0, 0], [0.1, 0, 0.2]
     logits = [np.array(z, np.float32) for z in ([sure, unsure, unsure, unsure], [right] * 4, [right] * 4)]
@@ -248,16 +249,31 @@ def test_findings_by_hand(bundle: off.Bundle) -> None:
         thresholds=(0.8, 0.8),
         temperatures=(1.0, 1.0, 1.0),
     )
-    found = findings("w", Evaluation(tuple(logits), labels, ()), tuned, bundle.manifest)
-    assert found.accuracy == (0.75, 0.5, 0.5)
+    found = cascade_on(Evaluation(tuple(logits), labels, ()), tuned, bundle.manifest)
     assert found.exit_share == (0.25, 0.75, 0)
-    assert found.cascade_accuracy == 0.75  # exit 0 is right about the first, exit 1 about the second and third
+    assert found.accuracy == 0.75  # exit 0 is right about the first, exit 1 about the second and third
     assert found.drop == -0.25
     macs = [stage.graph.macs for stage in bundle.manifest.stages]
     heads = [e.graph.macs for e in bundle.manifest.exits if e is not None and e.graph is not None]
     spent = 0.25 * (macs[0] + heads[0]) + 0.75 * (macs[0] + macs[1] + sum(heads))
     assert found.macs_saved == pytest.approx(1 - spent / sum(macs))
-    assert found.ece_before == found.ece_after  # both temperatures are 1
+
+
+def test_temperatures_and_thresholds_come_from_held_out_images_alone(bundle: off.Bundle) -> None:
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 3, 400)
+    logits = [(k * np.eye(3)[labels] + draw.normal(size=(400, 3))).astype(np.float32) for k in (1, 2, 4)]
+    parts = [Evaluation(tuple(z[at] for z in logits), labels[at], ()) for at in (slice(200), slice(200, None))]
+    found = findings("w", parts[0], parts[1], bundle.manifest, (0.03, 0.1), 0.1)
+    assert found.accuracy == parts[1].accuracy
+    for cascade, max_drop in zip(found.cascades, (0.03, 0.1), strict=True):
+        tuned = calibrate_logits(parts[0].logits, parts[0].labels, max_drop=max_drop, delta=0.1)
+        assert cascade == cascade_on(parts[1], tuned, bundle.manifest)
+        assert found.temperatures == tuned.temperatures
+    assert found.cascades[0].macs_saved < found.cascades[1].macs_saved
+    plain = [calibration_error(softmax(z), parts[1].labels) for z in parts[1].logits]
+    assert found.ece_before == pytest.approx(plain)
+    assert found.ece_after != found.ece_before
 
 
 def test_an_answer_that_differs_is_no_evidence(bundle: off.Bundle) -> None:

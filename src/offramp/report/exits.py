@@ -17,20 +17,20 @@ _MODES = ("#440154", "#31688e", "#35b779", "#f08a24", "#d1495b", "#8d99ae")
 Points = Sequence[tuple[float, float]]
 
 
-def exits_picture(
-    exits: Mapping[str, Points], cascades: Mapping[str, tuple[float, float]], sent: Mapping[str, Points]
-) -> str:
+def exits_picture(exits: Mapping[str, Points], cascades: Mapping[str, Points], sent: Mapping[str, Points]) -> str:
     """Two panels as SVG text.
 
     Args:
         exits: By way of training, per exit the cumulative multiply-accumulates in millions and the accuracy in %.
-        cascades: By way of training, the cascade's mean multiply-accumulates and its accuracy.
+        cascades: By way of training, per cascade its mean multiply-accumulates and its accuracy.
         sent: By mode, per cut the share of the work before it in % and the bytes that cross.
     """
     figure, (left, right) = panels(10.4, 4.2, 2)
     for colour, (way, points) in zip(_WAYS, exits.items(), strict=False):
         left.plot(*zip(*points, strict=True), "o-", color=colour, ms=4, label=f"exits, {way}")
-        left.plot(*cascades[way], "*", color=colour, ms=13, mec="white", label=f"cascade, {way}")
+        left.plot(
+            *zip(*cascades[way], strict=True), "*", color=colour, ms=12, mec="white", label=f"cascades, {way}"
+        )
     left.set_xlabel("million multiply-accumulates per image, heads on the way included", fontsize=8)
     left.set_ylabel("test accuracy in %", fontsize=8)
     left.legend(frameon=False, fontsize=7, loc="lower right")

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +15,9 @@ from offramp.bundle.bundle import Bundle
 from offramp.bundle.export import export
 from offramp.datasets import DATASETS
 from offramp.errors import ConfigError
-from offramp.exits.calibration import Calibration
-from offramp.exits.evaluation import calibrate, evaluate
+from offramp.exits.evaluation import Evaluation, calibrate, evaluate
 from offramp.exits.network import MultiExit
+from offramp.exits.thresholds import samples_needed
 from offramp.recipes import Splits, load_splits
 from offramp.replay.trace import Trace
 from offramp.report.exits import exits_picture
@@ -46,6 +45,8 @@ __all__ = ["ExitSettings", "study_mobilenetv2", "study_resnet56", "study_subject
 
 #: Of a quick look, which shows that everything runs and nothing else: images to train on, hold out, test, send.
 _QUICK = (200, 100, 100, 8)
+#: Drops to show the cascade at, beside the one that is asked for.
+_DROPS = (0.0025, 0.005, 0.0075, 0.01)
 #: Test images that cross every cut in every mode: each crosses 28 times, half of the network behind it.
 _MODE_IMAGES = 2000
 
@@ -174,7 +175,7 @@ def study_subject(
     name = f"{subject.name}-{data}" + ("-joint" if settings.joint else "") + ("-quick" if settings.quick else "")
     plan = Plan(epochs, settings.seed, settings.joint, settings.work / name)
     nets = train_ways(subject, splits, plan, console)
-    ways, bundle = _measured(subject, splits, nets, name, settings, console)
+    ways, bundle, promise = _measured(subject, splits, nets, name, settings, console)
     test = _test(splits, bundle)
     console.print(f"{bundle.path}: edge and server over a link of {settings.link.words}")
     distant = at_a_distance(bundle, test.first(limit), settings.link, settings.slowdown, console)
@@ -191,7 +192,7 @@ def study_subject(
         workers=os.cpu_count() or 1,
         console=console,
     )
-    return _written(subject, name, settings, command, bundle, ways, modes, crossing.what, distant, traces)
+    return _written(subject, name, settings, command, bundle, ways, promise, modes, crossing.what, distant, traces)
 
 
 def _measured(
@@ -201,14 +202,15 @@ def _measured(
     name: str,
     settings: ExitSettings,
     console: Console,
-) -> tuple[list[Findings], Bundle]:
-    """Every way's findings on the test images, and the bundle of the last one."""
-    measured: dict[str, tuple[Any, Calibration]] = {}
+) -> tuple[list[Findings], Bundle, str]:
+    """Every way's findings on the test images for several allowed drops; the last way's bundle and promise."""
+    measured: dict[str, tuple[Evaluation, Evaluation]] = {}
     for way, net in nets.items():
         console.print(f"{way}: {len(splits.held_out):,} held-out and {len(splits.test):,} test images")
-        tuned = calibrate(net, splits.batches(splits.held_out), max_drop=settings.max_drop, delta=settings.delta)
-        measured[way] = evaluate(net, splits.batches(splits.test)), tuned
+        held_out, test = (evaluate(net, splits.batches(part)) for part in (splits.held_out, splits.test))
+        measured[way] = held_out, test
     way, net = list(nets.items())[-1]
+    tuned = calibrate(net, splits.batches(splits.held_out), max_drop=settings.max_drop, delta=settings.delta)
     net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as files hold weights
     bundle = export(
         net,
@@ -220,14 +222,25 @@ def _measured(
         data=splits.name,
         metrics={
             "held_out": {"seed": splits.seed, "sizes": splits.sizes},
-            "held_out_accuracy": measured[way][1].accuracy,
-            "test_accuracy": measured[way][0].accuracy,
+            "held_out_accuracy": tuned.accuracy,
+            "test_accuracy": measured[way][1].accuracy,
             "training": way,
             "max_drop": settings.max_drop,
             "delta": settings.delta,
         },
     )
-    return [findings(way, test, tuned, bundle.manifest) for way, (test, tuned) in measured.items()], bundle
+    drops = sorted({settings.max_drop, *(d for d in _DROPS if _enough(splits, d, settings.delta))})
+    found = [
+        findings(way, held_out, test, bundle.manifest, drops, settings.delta)
+        for way, (held_out, test) in measured.items()
+    ]
+    return found, bundle, tuned.promise
+
+
+def _enough(splits: Splits, max_drop: float, delta: float | None) -> bool:
+    """Whether the held-out images can promise a drop."""
+    needed = None if delta is None else samples_needed(max_drop, delta)
+    return delta is None or (needed is not None and needed <= len(splits.held_out))
 
 
 def _test(splits: Splits, bundle: Bundle) -> Labelled:
@@ -245,6 +258,7 @@ def _written(
     command: str,
     bundle: Bundle,
     ways: Sequence[Findings],
+    promise: str,
     modes: Sequence[ModeFigures],
     crossing: str,
     distant: Distant,
@@ -254,7 +268,7 @@ def _written(
     facts = mode_facts(modes, manifest)
     tables = [
         exits_table(ways, taps, manifest, plain),
-        cascades_table(ways),
+        cascades_table(ways, promise),
         modes_text(modes, manifest, crossing),
         distant_table(distant),
         distortions_table(traces),
@@ -262,7 +276,7 @@ def _written(
     macs = [m / 1e6 for m in macs_per_answer(manifest, range(manifest.last))]
     picture = exits_picture(
         {way.way: [(m, 100 * a) for m, a in zip(macs, way.accuracy, strict=True)] for way in ways},
-        {way.way: (float(np.dot(macs, way.exit_share)), 100 * way.cascade_accuracy) for way in ways},
+        {way.way: [(float(np.dot(macs, c.exit_share)), 100 * c.accuracy) for c in way.cascades] for way in ways},
         {
             mode: [(100 * f["edge_macs_share"], f["payload_bytes"]) for f in facts if f["mode"] == mode]
             for mode in dict.fromkeys(f["mode"] for f in facts)
@@ -279,7 +293,7 @@ def _written(
         "stage_ms": plain.meta.stage_ms,
         "exit_ms": plain.meta.exit_ms,
         "depths": plain.meta.depths,
-        "ways": [{**asdict(way), "drop": way.drop} for way in ways],
+        "ways": [asdict(way) for way in ways],
         "modes": {"data": crossing, "modes": facts},
         "distant": {**asdict(distant), "rows": [row.to_dict() for row in distant.rows]},
         "traces": {key or "none": trace.accuracy for key, trace in traces.items()},

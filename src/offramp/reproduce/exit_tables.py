@@ -48,25 +48,34 @@ def exits_table(ways: Sequence[Findings], taps: Sequence[str], manifest: Manifes
     return table_text("Exits", heads, rows, caption=caption)
 
 
-def cascades_table(ways: Sequence[Findings]) -> str:
-    """What the cascade saves and costs on the test images, per way of training."""
+def cascades_table(ways: Sequence[Findings], last: str) -> str:
+    """What cascades save and cost on the test images, per way of training and allowed drop.
+
+    Args:
+        ways: One per way of training.
+        last: What is promised of the cascade in the bundle, in words.
+    """
     exits = len(ways[0].accuracy)
-    heads = ["training", "threshold", "MACs saved", "accuracy %", "last exit %", "drop"]
+    heads = ["training", "allowed", "threshold", "MACs saved", "accuracy %", "drop"]
     heads += [f"exit {e}" for e in range(exits)]
     rows = [
         [
             way.way,
-            "never" if way.threshold > 1 else f"{way.threshold:.4f}",
-            f"{way.macs_saved:.1%}",
-            f"{100 * way.cascade_accuracy:.2f}",
-            f"{100 * way.accuracy[-1]:.2f}",
-            f"{100 * way.drop:.2f}",
-            *(f"{share:.1%}" for share in way.exit_share),
+            f"{100 * cascade.max_drop:g}",
+            "never" if cascade.threshold > 1 else f"{cascade.threshold:.4f}",
+            f"{cascade.macs_saved:.1%}",
+            f"{100 * cascade.accuracy:.2f}",
+            f"{100 * cascade.drop:.2f}",
+            *(f"{share:.1%}" for share in cascade.exit_share),
         ]
         for way in ways
+        for cascade in way.cascades
     ]
-    caption = "on the test images; exit columns: the share that each one answers. " + ways[-1].promise
-    return table_text("Cascade, its threshold chosen on held-out images", heads, rows, caption=caption)
+    caption = (
+        "on the test images. Allowed and drop: points below the last exit; exit columns: the share that each one "
+        f"answers. The bundle's: {last}"
+    )
+    return table_text("Cascades, thresholds chosen on held-out images", heads, rows, caption=caption)
 
 
 def distant_table(found: Distant) -> str:

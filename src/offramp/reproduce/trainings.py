@@ -58,7 +58,7 @@ def train_ways(subject: Subject, splits: Splits, plan: Plan, console: Console) -
     ways: dict[str, Objective] = (
         {"joint": JointLoss(weights)}
         if plan.joint
-        else {"separate": JointLoss(weights), "distilled": DistilledLoss(weights)}
+        else {"distilled": DistilledLoss(weights), "separate": JointLoss(weights)}
     )
     classes = len(splits.train.classes)
     backbone = subject.backbone()
