@@ -181,7 +181,7 @@ def study_subject(
     distant = at_a_distance(bundle, test.first(limit), settings.link, settings.slowdown, console)
     console.print("cuts and modes")
     crossing = test.first(_MODE_IMAGES)
-    modes = measure_modes(Stages(bundle, threads=os.cpu_count() or 1), crossing.inputs, crossing.labels)
+    modes = measure_modes(Stages(bundle), crossing.inputs, crossing.labels)
     distortions = DISTORTIONS[::6] if settings.quick else DISTORTIONS
     traces = trace_all(
         bundle,
