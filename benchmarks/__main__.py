@@ -21,6 +21,7 @@ ALL = (
     "serving.roundtrip",
     "exits.width",
     "exits.cached",
+    "exits.side",
 )
 
 

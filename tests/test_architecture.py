@@ -33,8 +33,8 @@ ORDER = (
     "connect",
     "replay",
     "report",
-    "reproduce",
     "recipes",
+    "reproduce",
     "demo",
     "cli",
 )
@@ -46,6 +46,7 @@ SPARSE = (
     "clash_free",
     "registry",
     "layers",
+    "counting",
     "convolution",
     "budget",
     "report",

@@ -824,3 +824,37 @@ def test_quantize_works_without_torch(digits_bundle, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "wrote x.bundle: int8 stages 0, 1, 2" in done.stdout
     assert all(line.startswith("note: ") for line in done.stderr.splitlines())
+
+
+# --- reproduce ------------------------------------------------------------------------------------------
+
+
+def test_reproduce_lists_every_study_and_each_its_own_options():
+    listed = offramp("reproduce", "--help").stdout
+    for study in ("capogrosso", "mlp", "conv", "cifar", "resnet56", "mobilenetv2"):
+        assert study in listed
+        assert "--quick" in offramp("reproduce", study, "--help").stdout
+    assert "--seeds" in offramp("reproduce", "mlp", "--help").stdout
+    assert "--seeds" not in offramp("reproduce", "resnet56", "--help").stdout
+    assert "--joint" in offramp("reproduce", "mobilenetv2", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["mpl"], 2, ["mpl"]),
+        (["resnet56", "--data", "cifar10"], 2, ["--data"]),
+        (["resnet56"], 1, ["resnet56-4bfd9763.th", "not at hand", "OFFRAMP_DATA"]),
+        (["mobilenetv2"], 1, ["int8.npz", "not at hand"]),
+        (["mobilenetv2", "--side", "16"], 2, ["--side must be at least 32"]),
+        (["mobilenetv2", "--data", "mnist"], 2, ["not mnist"]),
+        (["resnet56", "--edge-slowdown", "0.5"], 2, ["--edge-slowdown must be at least 1"]),
+        (["resnet56", "--delta", "2"], 2, ["--delta"]),
+        (["mlp", "--data", "cifar10"], 2, ["the study mlp takes"]),
+    ],
+)
+def test_reproduce_misused(arguments, code, words, tmp_path, monkeypatch):
+    monkeypatch.setenv("OFFRAMP_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert_clear_error(offramp("reproduce", *arguments), code, *words)
+    assert list(tmp_path.iterdir()) == []

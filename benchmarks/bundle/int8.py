@@ -6,7 +6,6 @@ $OFFRAMP_DATA/weights. One thread, one sample, medians by turns.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,12 +19,15 @@ from onnx import ModelProto
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
 
 import offramp as off
-from benchmarks.exits.cached import EXITS, MEAN, STD, resnet56
+from benchmarks.bundle.networks import RESNET_EXITS
+from benchmarks.exits.cached import MEAN, STD
 from benchmarks.sessions import session
 from benchmarks.timing import compare, ms_text, one_core, parser, write_json
 from offramp.bundle.int8 import int8_graph
 from offramp.datasets import mnist_subset
+from offramp.errors import DatasetError
 from offramp.recipes import build
+from offramp.reproduce.resnet import resnet56
 from offramp.runtime.evaluation import batches
 from offramp.runtime.labelled import Labelled, calibration_data
 from offramp.tables import bytes_text, table_text
@@ -61,17 +63,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     images, count = (100, 20) if quick else (arguments.images, arguments.calibration)
     rounds = 5 if quick else 100
     core = one_core()
-    weights = Path(os.environ.get("OFFRAMP_DATA", "/nowhere")) / "weights"
     cases = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         bundles: dict[str, tuple[off.Bundle, str, tuple[int, ...]]] = {
             "digits": (_digits(folder), "mnist-subset", (0, 1))
         }
-        if (weights / "resnet_cifar_torch.py").is_file() and not quick:
-            bundles["ResNet-56"] = (_resnet(folder, weights), "cifar10", (0, 1, 2))
-        elif not quick:
-            print("left out: ResNet-56, which needs its published weights in $OFFRAMP_DATA/weights")
+        if not quick:
+            try:
+                bundles["ResNet-56"] = (_resnet(folder), "cifar10", (0, 1, 2))
+            except DatasetError as error:
+                print(f"left out: {error}")
         for name, (bundle, data, edge) in bundles.items():
             known, test = calibration_data(data, bundle.manifest, count)
             case = _Case(bundle, known, test.first(images), rounds)
@@ -156,9 +158,9 @@ def _digits(folder: Path) -> off.Bundle:
     return off.export(net, x[:1], folder / "digits.bundle", classes=train.classes, preprocessing=pixels)
 
 
-def _resnet(folder: Path, weights: Path) -> off.Bundle:
+def _resnet(folder: Path) -> off.Bundle:
     example = torch.zeros(1, 3, 32, 32)
-    net = off.MultiExit(resnet56(weights), EXITS, example_input=example)  # heads stay untrained; none is asked
+    net = off.MultiExit(resnet56(), RESNET_EXITS, example_input=example)  # heads stay untrained; none is asked
     pixels = off.Preprocessing(color="rgb", height=32, width=32, mean=MEAN, std=STD)
     return off.export(net, example, folder / "resnet56.bundle", preprocessing=pixels)
 

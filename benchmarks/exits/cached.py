@@ -5,11 +5,8 @@ CIFAR-10's published ResNet-56 with six exits. One thread; processor seconds, so
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import offramp as off
 from benchmarks.timing import one_core, parser, write_json
 from offramp.datasets import ImageData, cifar10
+from offramp.errors import DatasetError
 from offramp.exits.cache import CachedFeatures, FeatureCache
+from offramp.reproduce.resnet import resnet56
 from offramp.tables import bytes_text, table_text
 
 EXITS = ("layer1.4", "layer1.8", "layer2.2", "layer2.6", "layer3.1", "layer3.4")
@@ -39,9 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     made.add_argument("--head", choices=tuple(HEADS), default="conv", help="every exit's (default: %(default)s)")
     arguments = made.parse_args(argv)
-    folder = Path(os.environ.get("OFFRAMP_DATA", "/nowhere")) / "weights"
-    if not (folder / "resnet_cifar_torch.py").is_file():
-        print("left out: needs the published ResNet-56 in $OFFRAMP_DATA/weights")
+    try:
+        backbone = resnet56()
+    except DatasetError as error:
+        print(f"left out: {error}")
         return
     images, epochs, slow = arguments.images, arguments.epochs, arguments.uncached_epochs
     tested = 2000
@@ -50,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     one_core()
     train, test = cifar10()
     loader, held = _loader(train, images), _loader(test, tested)
-    backbone = resnet56(folder)
     head = HEADS[arguments.head]
     net, other = _net(backbone, head), _net(backbone, head)
     _train(_net(backbone, head), list(loader)[:1], 1)  # what the first training of a process costs once
@@ -112,18 +111,6 @@ def _loader(part: ImageData, count: int) -> DataLoader[tuple[Tensor, ...]]:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     data = TensorDataset((pixels - mean) / std, torch.from_numpy(part.labels[:count]))
     return DataLoader(data, BATCH)
-
-
-def resnet56(folder: Path) -> torch.nn.Module:
-    """CIFAR-10's published ResNet-56 from its code and weights in a folder."""
-    spec = importlib.util.spec_from_file_location("resnet_cifar_torch", folder / "resnet_cifar_torch.py")
-    assert spec is not None
-    assert spec.loader is not None
-    code = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(code)
-    (weights,) = folder.glob("resnet56-*.th")
-    model: torch.nn.Module = code.load(weights, 56)
-    return model
 
 
 def _whole_bytes(net: off.MultiExit) -> int:

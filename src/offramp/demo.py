@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,12 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from offramp import __version__
 from offramp.bundle.bundle import Bundle
 from offramp.bundle.preprocessing import preprocess
-from offramp.connect import Edge, connect
+from offramp.connect import connect
 from offramp.errors import ConfigError
 from offramp.policy.base import Policy
 from offramp.policy.cascade import ThresholdCascade
@@ -29,13 +27,14 @@ from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
 from offramp.policy.random import RandomArm
 from offramp.policy.splitee import ISplitEE
 from offramp.recipes import EPOCHS, KINDS, Splits, Trained, load_splits, train
+from offramp.report.live import run_policies
 from offramp.report.page import report_page
 from offramp.report.profile import measure
 from offramp.report.rows import Row, rows_table, summarise
 from offramp.runtime.result import Result
 from offramp.runtime.stages import Stages
 from offramp.serving.link import LinkSettings
-from offramp.serving.process import running
+from offramp.serving.process import served
 from offramp.tables import bytes_text, count_text, table_text
 
 __all__ = ["DemoSettings", "run_demo"]
@@ -90,13 +89,6 @@ class DemoSettings:
         """The emulated link."""
         return LinkSettings(self.rate_bps, self.delay_s, self.jitter_s, seed=self.seed)
 
-    @property
-    def link_text(self) -> str:
-        """The link in words."""
-        rate = f"{self.rate_bps / 1e6:g} Mbit/s" if self.rate_bps else "unlimited rate"
-        jitter = f" ± {2e3 * self.jitter_s:g}" if self.jitter_s else ""
-        return f"{rate}, {2e3 * self.delay_s:g}{jitter} ms round trip"
-
 
 def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     """Runs the main job; gives what `results.json` holds.
@@ -120,10 +112,10 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
         console.print(str(report), soft_wrap=True, highlight=False, markup=False)
     console.print(f"[bold]2/4[/] a bundle, {bundle.path}, digest {bundle.digest[:12]}…", soft_wrap=True)
     policies = _policies(bundle, settings.seed)
-    with _served(bundle, settings) as address:
+    with served(bundle.path, settings.link) as address:
         slowdown = settings.edge_slowdown or _slowdown(bundle, address)
         console.print(
-            f"[bold]3/4[/] a server process behind an emulated link ({settings.link_text}) at {address}, and an "
+            f"[bold]3/4[/] a server process behind an emulated link ({settings.link.words}) at {address}, and an "
             f"edge that is emulated: {slowdown:.0f}x slower than this core",
             soft_wrap=True,
         )
@@ -224,17 +216,6 @@ def _policies(bundle: Bundle, seed: int) -> dict[str, Policy]:
     }
 
 
-@contextmanager
-def _served(bundle: Bundle, settings: DemoSettings) -> Iterator[str]:
-    """Server and link as processes of their own; gives the link's address."""
-    with ExitStack() as stack:
-        server = stack.enter_context(running(["serve", str(bundle.path), "--grpc-port", "0"]))
-        link = ["link", "--listen", "0", "--to", server, "--seed", str(settings.seed)]
-        link += ["--rate", f"{settings.rate_bps:.0f}bit" if settings.rate_bps else "unlimited"]
-        link += ["--delay", f"{1e3 * settings.delay_s:f}ms", "--jitter", f"{1e3 * settings.jitter_s:f}ms"]
-        yield stack.enter_context(running(link))
-
-
 def _run_rows(
     bundle: Bundle,
     address: str,
@@ -252,17 +233,7 @@ def _run_rows(
     count = min(len(images), max(FEWEST_IMAGES, affordable))
     if count < len(images):
         console.print(f"    time is short: {count} images per row instead of {len(images)}")
-    columns = (TextColumn("    {task.description:22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    found: dict[str, list[Result]] = {}
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        for name, policy in policies.items():
-            task = progress.add_task(name, total=count)
-            with Edge(bundle, server=address, policy=policy, slowdown=slowdown) as edge:
-                found[name] = []
-                for result in edge.run(images[:count]):
-                    found[name].append(result)
-                    progress.advance(task)
-    return found
+    return run_policies(bundle, address, policies, images[:count], console, slowdown=slowdown)
 
 
 def _print_tables(
@@ -275,7 +246,7 @@ def _print_tables(
     first = rows_table(
         rows,
         title=f"{rows[0].inputs} test images under every policy; edge emulated: {slowdown:.0f}x slower than here",
-        caption=f"link: {settings.link_text}; mean ms per input by part; cost in I-SplitEE's units",
+        caption=f"link: {settings.link.words}; mean ms per input by part; cost in I-SplitEE's units",
     )
     heads = ["network", "weights", "MACs", "edge", "server", "train s", "infer ms", "accuracy", "exits"]
     cells = [
@@ -321,7 +292,7 @@ def _facts(settings: DemoSettings, bundle: Bundle, slowdown: float, splits: Spli
         "epochs": settings.epochs,
         "images": images,
         "test_images": len(splits.test),
-        "link": settings.link_text,
+        "link": settings.link.words,
         "rate_bps": settings.rate_bps,
         "delay_s": settings.delay_s,
         "edge_slowdown": slowdown,

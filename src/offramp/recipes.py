@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from offramp.bundle.bundle import Bundle
 from offramp.bundle.export import export
@@ -26,8 +26,8 @@ from offramp.exits.evaluation import calibrate, evaluate
 from offramp.exits.heads import PooledHead
 from offramp.exits.network import MultiExit
 from offramp.exits.training import FitResult, fit
-from offramp.reproduce.networks import count
 from offramp.sparse.config import SparsityConfig
+from offramp.sparse.counting import count
 from offramp.sparse.report import SparsityReport
 from offramp.sparse.sparsify import sparsify_
 
@@ -59,13 +59,27 @@ class Splits(Parts):
 
     def batches(self, part: ImageData, *, shuffle_seed: int | None = None) -> DataLoader[tuple[Tensor, ...]]:
         """Batches of inputs and labels, preprocessed as the bundle's manifest will say."""
-        inputs = torch.from_numpy(preprocess(part.images, self.preprocessing))
-        data = TensorDataset(inputs, torch.from_numpy(part.labels))
+        data = _Inputs(part, self.preprocessing)
         if shuffle_seed is None:
             order: RandomSampler | SequentialSampler = SequentialSampler(data)
         else:
             order = RandomSampler(data, generator=torch.Generator().manual_seed(shuffle_seed))
         return DataLoader(data, sampler=BatchSampler(order, BATCH, drop_last=False), batch_size=None)
+
+
+class _Inputs(Dataset[tuple[Tensor, Tensor]]):
+    """Images as inputs, made when they are asked for: as float32 a large set would fill the memory."""
+
+    def __init__(self, part: ImageData, preprocessing: Preprocessing) -> None:
+        self.part, self.preprocessing = part, preprocessing
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, places: list[int]) -> tuple[Tensor, Tensor]:
+        """A batch."""
+        inputs = preprocess(self.part.images[places], self.preprocessing)
+        return torch.from_numpy(inputs), torch.from_numpy(self.part.labels[places])
 
 
 @dataclass(frozen=True)

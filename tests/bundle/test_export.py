@@ -236,6 +236,18 @@ def test_what_is_given_for_the_record_is_kept(unusual: tuple[off.MultiExit, Bund
     assert provenance.metrics == {"a": [1.5]}
 
 
+def test_a_classifier_of_its_own_is_part_of_the_last_stage(tmp_path: Path) -> None:
+    body = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 4))
+    x = torch.randn(3, 6)
+    net = off.MultiExit(body, {"1": None}, classifier=torch.nn.Linear(4, 2), example_input=x)
+    made = off.export(net, x, tmp_path / "moved.bundle")
+    for got, expected in zip(chained(made, x.numpy()), logits_of(net, x), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert [s.graph.parameters for s in made.manifest.stages] == [35, 24 + 10]
+    assert [s.density for s in made.manifest.stages] == [1, 1]
+    assert [s.depth for s in made.manifest.stages] == [1, 3]
+
+
 def test_exporting_leaves_the_network_as_it_was() -> None:
     example = torch.randn(2, 4)
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))

@@ -137,7 +137,7 @@ def test_the_backbone_runs_once_over_the_data() -> None:
 def test_inputs_of_several_sizes_train_without_a_cache() -> None:
     batches = [(torch.randn(8, 1, s, s), torch.arange(8) % 4) for s in (8, 10)]
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
-    net = MultiExit(model, {"1": PooledHead(4, norm=True)}, example_input=batches[0][0])
+    net = MultiExit(model, {"1": PooledHead(4, 2, norm=True)}, example_input=batches[0][0])
     with pytest.raises(ConfigError, match=r"exit 0 sees features \(4, 6, 6\) and later \(4, 8, 8\).*cache=False"):
         fit(net, batches, epochs=1, **FROZEN)
     fit(net, batches, epochs=1, cache=False, **FROZEN)
@@ -156,6 +156,19 @@ def test_heads_that_cannot_learn_are_refused() -> None:
     net = MultiExit(network().model, {"2": nn.Identity()}, example_input=torch.zeros(1, 1, 8, 8))
     with pytest.raises(ConfigError, match="only the heads learn, and these have no parameters"):
         fit(net, loader(), epochs=1, **FROZEN)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("loss", [JointLoss(), DistilledLoss()], ids=["labels", "distilled"])
+def test_a_classifier_learns_on_a_backbone_that_gives_features(cache: bool, loss: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten())
+    net = MultiExit(model, {"1": None}, classifier=nn.LazyLinear(4), example_input=torch.zeros(1, 1, 8, 8))
+    before = whole(net.model)
+    assert evaluate(net, loader(seed=1)).accuracy[-1] < 0.5
+    fit(net, loader(), epochs=8, lr=3e-2, loss=loss, cache=cache, **FROZEN)
+    assert whole(net.model) == before
+    assert min(evaluate(net, loader(seed=1)).accuracy) > 0.9
 
 
 @pytest.mark.parametrize("cache", [True, False])

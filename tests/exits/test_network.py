@@ -67,6 +67,18 @@ def test_gradients_reach_the_backbone_from_every_exit() -> None:
         assert net.model[0][0].weight.grad.abs().sum() > 0
 
 
+def test_a_classifier_makes_the_last_exit_of_features() -> None:
+    body, classifier = nn.Sequential(nn.Linear(6, 5), nn.ReLU()), nn.Linear(5, 3)
+    x = torch.randn(2, 6)
+    net = MultiExit(body, {"0": None}, classifier=classifier, example_input=x)
+    features, logits = net.forward_features(x)
+    assert torch.equal(logits[-1], classifier(body(x)))
+    assert logits[0].shape == (2, 3)  # as many classes as the classifier has
+    assert [id(p) for p in net.exit_parameters()][2:] == [id(p) for p in classifier.parameters()]
+    assert torch.equal(net.backbone(x)[1], body(x))
+    assert len(features) == 1
+
+
 def test_exit_parameters_are_the_heads() -> None:
     net = wrapped()
     assert [tuple(p.shape) for p in net.exit_parameters()] == [(3, 16), (3,), (3, 8), (3,)]

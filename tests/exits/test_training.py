@@ -185,3 +185,13 @@ def test_the_module_fits_a_trainer_of_ones_own() -> None:
     trainer.fit(MultiExitModule(net, lr=1e-2), loader(), loader(seed=1))
     assert joint_loss(net) < before
     assert {"loss", "exit_0", "exit_1"} <= set(trainer.callback_metrics)
+
+
+def test_the_backbone_may_learn_more_slowly() -> None:
+    net, still = small(), small()
+    fit(net, loader(), epochs=1, lr=3e-2, backbone_lr=1e-6, **QUIET)
+    before, after = (dict(n.model.named_parameters()) for n in (still, net))
+    assert all((after[name] - p).abs().max() < 1e-4 for name, p in before.items())
+    assert any(
+        (a - b).abs().max() > 1e-2 for a, b in zip(net.heads.parameters(), still.heads.parameters(), strict=True)
+    )

@@ -1,5 +1,6 @@
 import pytest
 
+from offramp.errors import ConfigError
 from offramp.policy.base import Action, Context
 from offramp.policy.cascade import ThresholdCascade
 from offramp.policy.cost import CostModel
@@ -40,3 +41,12 @@ def test_chosen_exits_only_and_none_beyond_the_split():
 
 def test_alpha_is_kept():
     assert ThresholdCascade(alpha=0.9).alpha == 0.9
+
+
+def test_no_deeper_than_told():
+    everything = context((-1, 0, 1, 2, 3))
+    assert ThresholdCascade(split=1).choose(everything) == Action(1, (0,), "uint8")
+    assert ThresholdCascade(split=9).choose(everything).split == 2
+    assert ThresholdCascade(split=1).choose(context((3,))).split == 3  # without a server there is no other
+    with pytest.raises(ConfigError, match="0 or more, not -1"):
+        ThresholdCascade(split=-1)

@@ -51,8 +51,25 @@ def same(a: Trace, b: Trace) -> bool:
 
 def test_a_trace_goes_round(tmp_path: Path) -> None:
     trace().save(tmp_path / "t.npz")
-    assert same(Trace.load(tmp_path / "t.npz"), trace())
+    found = Trace.load(tmp_path / "t.npz")
+    np.testing.assert_allclose(found.confidence, trace().confidence, atol=0.5 / 65535 + 1e-7)
+    assert same(found, trace(confidence=found.confidence))
     assert [p.name for p in tmp_path.iterdir()] == ["t.npz"]
+    found.save(tmp_path / "again.npz")
+    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "t.npz").read_bytes()
+
+
+def test_a_file_keeps_the_ends_of_confidence_and_the_highest_class(tmp_path: Path) -> None:
+    ends = trace(
+        confidence=np.array([[0, 1], [1, 0], [1e-9, 1 - 1e-7]], np.float32),
+        prediction=np.full((3, 2), 65535, np.int32),
+    )
+    ends.save(tmp_path / "t.npz")
+    found = Trace.load(tmp_path / "t.npz")
+    assert found.confidence.tolist() == [[0, 1], [1, 0], [0, 1]]
+    assert same(found, trace(confidence=found.confidence, prediction=ends.prediction))
+    with pytest.raises(TraceError, match="classes up to 65535, not 65536"):
+        trace(prediction=np.full((3, 2), 65536, np.int32)).save(tmp_path / "more.npz")
 
 
 def test_the_same_trace_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -112,7 +129,8 @@ def test_a_record_of_costs_that_does_not_agree_is_refused(changes: dict[str, Any
 def archive(**changes: Any) -> bytes:
     t = trace()
     meta = np.frombuffer(META.model_dump_json().encode(), np.uint8)
-    arrays = {"format": np.int64(1), "prediction": t.prediction, "confidence": t.confidence, "label": t.label}
+    arrays: dict[str, Any] = {"format": np.int64(1), "label": t.label}
+    arrays["prediction"], arrays["confidence"] = np.uint16(t.prediction), np.uint16(65535 * t.confidence)
     arrays = {name: a for name, a in {**arrays, "meta": meta, **changes}.items() if a is not None}
     file = io.BytesIO()
     np.savez(file, **arrays)
@@ -132,7 +150,9 @@ HOSTILE: list[tuple[bytes, str]] = [
     (archive(meta=np.frombuffer(b"{}", np.uint8)), "Field required"),
     (archive(meta=np.frombuffer(b"\xff\xfe", np.uint8)), "t.npz"),
     (archive(prediction=np.array([{}], object)), "is not a trace"),
-    (archive(prediction=np.zeros((3, 5), np.int32)), "t.npz: prediction: expected"),
+    (archive(prediction=np.zeros((3, 5), np.uint16)), "t.npz: prediction: expected"),
+    (archive(prediction=np.zeros((3, 2), np.int32)), "t.npz: prediction: expected uint16, got int32"),
+    (archive(confidence=np.zeros((3, 2), np.float32)), "t.npz: confidence: expected uint16, got float32"),
 ]
 
 

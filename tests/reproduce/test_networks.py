@@ -12,8 +12,6 @@ from torch import nn
 
 from offramp.exits.network import MultiExit
 from offramp.reproduce.networks import (
-    Counts,
-    count,
     he_normal_,
     mlp,
     narrowed,
@@ -23,6 +21,7 @@ from offramp.reproduce.networks import (
 )
 from offramp.sparse.block import BlockPattern
 from offramp.sparse.config import SparsityConfig
+from offramp.sparse.counting import Counts, count
 from offramp.sparse.layers import SparseLinear
 from offramp.sparse.sparsify import sparsify_
 

@@ -13,10 +13,11 @@ from offramp.errors import ConfigError
 from offramp.reproduce import regimes
 from offramp.reproduce.images import images
 from offramp.reproduce.loop import Protocol, Samples
-from offramp.reproduce.networks import count, mlp
+from offramp.reproduce.networks import mlp
 from offramp.reproduce.regimes import BODIES, FACTORS, RATES, VARIANTS, Body, build, final, run, tuning
 from offramp.sparse.block import BlockPattern
 from offramp.sparse.convolution import SparseConv2d
+from offramp.sparse.counting import count
 from offramp.sparse.layers import SparseLayer, SparseLinear
 
 DATA = "mnist-subset"

@@ -218,7 +218,7 @@ def _stage_densities(net: MultiExit, example_input: Inputs) -> tuple[float, ...]
     """Per stage Σ|W_i| / ΣN_{i-1}N_i over its convolution and linear layers, by the order in which they run."""
     order: list[nn.Module | int] = []
     hooks = []
-    for module in net.model.modules():
+    for module in (*net.model.modules(), *(() if net.classifier is None else net.classifier.modules())):
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, SparseLayer)):
             hooks.append(module.register_forward_hook(lambda m, *_: order.append(m)))
     for i, tap in enumerate(net.exit_names):

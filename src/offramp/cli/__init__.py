@@ -19,8 +19,9 @@ from offramp.cli.cuts import cuts
 from offramp.cli.modes import modes
 from offramp.cli.quantizing import quantize
 from offramp.cli.running import link, run, serve
+from offramp.cli.studies import reproduce
 from offramp.cli.tracing import trace
-from offramp.cli.training import demo, reproduce, train
+from offramp.cli.training import demo, train
 from offramp.cli.tuning import tune
 from offramp.errors import ConfigError, OfframpError
 
@@ -36,9 +37,10 @@ app = typer.Typer(
 )
 # In the order in which `offramp --help` lists them.
 for _command in (
-    demo, train, inspect, cuts, modes, profile, tune, quantize, trace, serve, run, link, export, reproduce,
+    demo, train, inspect, cuts, modes, profile, tune, quantize, trace, serve, run, link, export,
 ):  # fmt: skip
     app.command()(_command)
+app.add_typer(reproduce, name="reproduce")
 
 
 def main() -> None:

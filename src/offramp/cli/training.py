@@ -1,4 +1,4 @@
-"""`offramp demo | train | reproduce`: what needs torch."""
+"""`offramp demo | train`: what trains the built-in network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from offramp.cli.extras import needs_extra
 from offramp.cli.options import DeltaOption, MaxDropOption, checked_delta
 from offramp.errors import ConfigError
 
-__all__ = ["demo", "reproduce", "train"]
+__all__ = ["demo", "train"]
 
 
 def demo(
@@ -99,42 +99,3 @@ def train(
     typer.echo(calibration_text(done.calibration, manifest, range(manifest.last + 1)))
     exits = ", ".join(f"exit {i} {a:.1%}" for i, a in enumerate(done.accuracy))
     typer.echo(f"{out}: {exits} on {len(splits.test):,} test images, trained in {done.fit.train_s:.1f} s")
-
-
-def reproduce(
-    study: Annotated[
-        str,
-        typer.Argument(
-            metavar="STUDY",
-            help="`capogrosso`: the paper's configurations and its title. `mlp`, `conv`, `cifar`: sparse against "
-            "narrow from 2x to 32x fewer weights, for a fully connected network and two convolutional ones.",
-        ),
-    ],
-    data: Annotated[
-        str | None,
-        typer.Option(help="`mnist`, `fashion-mnist`, `kmnist`, `mnist-subset`; `cifar10` for `cifar`."),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of every network.")] = 5,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the training images; the study's own if left out.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Where table, picture and figures go.")] = Path("docs/evidence"),
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Trainings at once; one per core if left out.")
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A look at whether it runs: few images, one epoch, two seeds.")
-    ] = False,
-) -> None:
-    """Repeats a paper's experiments, or maps where its ideas pay: a table, a picture, and JSON.
-
-    Takes from half an hour to two hours on two cores. Ctrl-C stops it; the same command goes on from there.
-    """
-    with needs_extra("reproduce", "train"):
-        from offramp.reproduce.commands import StudySettings
-        from offramp.reproduce.commands import reproduce as run_study
-
-    settings = StudySettings(study, data, seeds, epochs, out, workers, quick)
-    tables, written = run_study(settings, Console(stderr=True))
-    typer.echo("\n\n".join(tables))
-    typer.echo(f"written: {', '.join(map(str, written))}", err=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,8 +46,19 @@ class PooledHead(nn.Module):
             self.linear = nn.LazyLinear(classes)
 
     def reduce(self, feature: Tensor) -> Tensor:
-        """The pooled feature: (N, C, pool, pool) of a map, (N, F) of tokens; itself if it is normalised first."""
-        return feature if self.norm is not None else self._pooled(feature)
+        """The pooled feature: (N, C, pool, pool) of a map, (N, F) of tokens.
+
+        Normalisation comes before pooling, and its statistics are of all places. So with it each channel keeps two
+        places, of the mean and the deviation that all its places have: logits and gradients are the same, and the
+        running variance differs by the correction for a batch of so few places. Itself where `pool` is above 1.
+        """
+        if self.norm is None:
+            return self._pooled(feature)
+        places = 1 if feature.dim() == 3 and not self.channels_first else tuple(range(2, feature.dim()))
+        if self.pool > 1 or not places:
+            return feature
+        deviation, mean = torch.std_mean(feature, places, correction=0, keepdim=True)
+        return torch.cat([mean - deviation, mean + deviation], dim=1 if places == 1 else -1)
 
     def forward(self, feature: Tensor) -> Tensor:
         """Maps a feature to logits (N, classes)."""
@@ -241,7 +253,8 @@ def taken(head: nn.Module, given: Mapping[str, Any]) -> list[Any]:
 
 
 def reduced(head: nn.Module, feature: Tensor, *others: Any) -> Tensor:
-    """What of a feature a head has to see: `head(reduced(head, feature, *others))` is `head(feature, *others)`.
+    """What of a feature a head has to see: `head(reduced(head, feature, *others))` is `head(feature, *others)`,
+    to rounding.
 
     The heads of this module begin with pooling, which has no parameters; so training on a frozen backbone may
     keep the pooled feature, which is far smaller. Any other head sees the whole feature.

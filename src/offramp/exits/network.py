@@ -35,6 +35,8 @@ class MultiExit(nn.Module):
         model: Any network; its own output is the last exit.
         exits: Heads by submodule name, in the order in which the submodules run; None, or names without heads,
             for the head that `head_for` chooses, which needs `example_input`.
+        classifier: Makes the last exit's logits of the model's own output, for a model that gives features. It
+            learns wherever heads do: so a backbone is moved to new classes, frozen or not.
         example_input: One batch: a tensor, a tuple of tensors, or a dict of tensors by argument name. Given,
             heads find their sizes now and the order is checked now; otherwise at the first forward pass, which
             must come before an optimiser is made.
@@ -50,6 +52,7 @@ class MultiExit(nn.Module):
         model: nn.Module,
         exits: Mapping[str, nn.Module | None] | Sequence[str],
         *,
+        classifier: nn.Module | None = None,
         example_input: Inputs | None = None,
     ) -> None:
         super().__init__()
@@ -65,7 +68,7 @@ class MultiExit(nn.Module):
                 near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:5]
                 raise LayerNameError(f"the model has no submodule {name!r}; did you mean {', '.join(near)}?")
         heads = dict(exits) if isinstance(exits, Mapping) else dict.fromkeys(exits)
-        self.model = model
+        self.model, self.classifier = model, classifier
         self.exit_names = tuple(heads)
         #: Set by `calibrate`; `export` writes it into the bundle.
         self.calibration: Calibration | None = None
@@ -95,7 +98,7 @@ class MultiExit(nn.Module):
         return features, self.classify(features, last, self.named(*args, **kwargs))
 
     def backbone(self, *args: Any, **kwargs: Any) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The features that feed the early exits and the model's own logits; no head runs."""
+        """The features that feed the early exits and the model's own output; no head and no classifier runs."""
         self._taps.recording = True
         try:
             last = self.model(*args, **kwargs)
@@ -120,11 +123,12 @@ class MultiExit(nn.Module):
 
         Args:
             features: Per early exit its feature; or what `reduced` has made of it.
-            last: The model's own logits.
+            last: The model's own output.
             given: As `named` gives it; left out where features are reduced.
         """
         pairs = zip(self.heads, features, strict=True)
-        return (*(head(f, *(() if given is None else taken(head, given))) for head, f in pairs), last)
+        early = [head(f, *(() if given is None else taken(head, given))) for head, f in pairs]
+        return (*early, last if self.classifier is None else self.classifier(last))
 
     def named(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The model's inputs by argument name; nothing unless a head takes some of them."""
@@ -133,8 +137,10 @@ class MultiExit(nn.Module):
         return {**inspect.signature(self.model.forward).bind(*args, **kwargs).arguments, **kwargs}
 
     def exit_parameters(self) -> Iterator[nn.Parameter]:
-        """The heads' own parameters."""
-        return self.heads.parameters()
+        """The heads' own parameters, and the classifier's."""
+        yield from self.heads.parameters()
+        if self.classifier is not None:
+            yield from self.classifier.parameters()
 
     def _chosen(self, heads: Mapping[str, nn.Module | None], example_input: Inputs | None) -> list[nn.Module]:
         """The heads, with one of `head_for`'s wherever none was given."""
@@ -146,6 +152,7 @@ class MultiExit(nn.Module):
             raise ConfigError(f"to choose a head for {without!r}, its feature must be seen: give example_input")
         with eval_mode(self), torch.no_grad(), layouts_of(self.model, self._taps) as layouts:
             features, last = run(self.backbone, example_input)
+            last = last if self.classifier is None else self.classifier(last)
         if last.dim() != 2:
             raise ConfigError(f"the model's output must be logits (N, classes), not {tuple(last.shape)}")
         classes = last.shape[1]

@@ -46,6 +46,7 @@ class MultiExitModule(L.LightningModule):
             (Smith and Topin 2018, arXiv 1708.07120).
         weight_decay: Decoupled weight decay.
         frozen: Whether only the heads learn: the backbone stays in evaluation mode and gets no gradients.
+        backbone_lr: The peak learning rate of what is no head and no classifier; `lr` if left out.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class MultiExitModule(L.LightningModule):
         lr: float = 3e-3,
         weight_decay: float = 0.0,
         frozen: bool = False,
+        backbone_lr: float | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self.loss = loss or JointLoss()
         self.lr, self.weight_decay, self.frozen = lr, weight_decay, frozen
+        self.backbone_lr = lr if backbone_lr is None else backbone_lr
 
     def train(self, mode: bool = True) -> MultiExitModule:
         """Training mode; a frozen backbone stays in evaluation mode, so that its statistics stay as they are."""
@@ -85,8 +88,12 @@ class MultiExitModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW under a one-cycle schedule over the whole training, resumed or not."""
-        learning = self.net.exit_parameters() if self.frozen else self.net.parameters()
-        optimizer = torch.optim.AdamW(learning, lr=self.lr, weight_decay=self.weight_decay)
+        learning: list[dict[str, Any]] = [{"params": list(self.net.exit_parameters())}]
+        if not self.frozen:
+            learning.append({"params": list(self.net.model.parameters()), "lr": self.backbone_lr})
+        optimizer = torch.optim.AdamW(
+            [group for group in learning if group["params"]], lr=self.lr, weight_decay=self.weight_decay
+        )
         steps = self.trainer.estimated_stepping_batches
         # A plain function, so that no checkpoint brings an older number of steps back.
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _one_cycle(step / steps))
@@ -152,6 +159,7 @@ def fit(
     lr: float = 3e-3,
     weight_decay: float = 0.0,
     frozen: bool = False,
+    backbone_lr: float | None = None,
     cache: FeatureCache | bool = True,
     checkpoint_dir: str | Path | None = None,
     progress: bool = True,
@@ -175,7 +183,9 @@ def fit(
         loss: Takes the logits of every exit and the class indices; `JointLoss()` if left out.
         lr: The peak learning rate.
         weight_decay: Decoupled weight decay.
-        frozen: Whether only the heads learn; the backbone keeps every parameter and statistic.
+        frozen: Whether only the heads learn, and the classifier where the network has one of its own; the
+            backbone keeps every parameter and statistic.
+        backbone_lr: The peak learning rate of the backbone; `lr` if left out.
         cache: With `frozen`, whether the backbone runs only once over the data and its features are kept, and
             how. The heads then see each input as it came that one time: with data augmentation, or inputs of
             several sizes, say False. Each of several processes keeps features of its own.
@@ -205,7 +215,7 @@ def fit(
         if last.exists():
             _check_checkpoint(last, net, frozen)
             resume = last
-    module = MultiExitModule(net, loss, lr=lr, weight_decay=weight_decay, frozen=frozen)
+    module = MultiExitModule(net, loss, lr=lr, weight_decay=weight_decay, frozen=frozen, backbone_lr=backbone_lr)
     start = time.perf_counter()
     # Of a list Lightning thinks that its items are loaders.
     loaders: list[Any] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from offramp.errors import ConfigError
 from offramp.policy.base import Action, Context, Policy
 
 __all__ = ["ThresholdCascade"]
@@ -13,16 +14,22 @@ class ThresholdCascade(Policy):
     Args:
         alpha: The gates' threshold; the bundle's own if left out.
         exits: The exits that may answer; all that the edge can evaluate if left out.
+        split: How deep it goes at most; as deep as the edge can before the last exit if left out.
     """
 
     name = "cascade"
 
-    def __init__(self, *, alpha: float | None = None, exits: tuple[int, ...] | None = None) -> None:
-        self.alpha, self.exits = alpha, exits
+    def __init__(
+        self, *, alpha: float | None = None, exits: tuple[int, ...] | None = None, split: int | None = None
+    ) -> None:
+        if split is not None and split < 0:
+            raise ConfigError(f"a cascade's split is 0 or more, not {split}; ServerOnly sends the input")
+        self.alpha, self.exits, self.split = alpha, exits, split
 
     def choose(self, context: Context) -> Action:
         """The deepest split before the last, with its exits; the last where there is no other."""
-        before_last = [k for k in context.splits if 0 <= k < context.last]
+        deepest = context.last - 1 if self.split is None else self.split
+        before_last = [k for k in context.splits if 0 <= k < context.last and k <= deepest]
         split = before_last[-1] if before_last else context.splits[-1]
         wanted = context.exits if self.exits is None else self.exits
         return context.action(split, tuple(e for e in wanted if e <= split))

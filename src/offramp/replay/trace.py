@@ -5,8 +5,8 @@ A trace file is a NumPy archive without pickles. Its arrays:
 | name | dtype, shape | meaning |
 |---|---|---|
 | `format` | int64, () | 1 |
-| `prediction` | int32, (samples, exits) | the class that each exit names; the last exit's last |
-| `confidence` | float32, (samples, exits) | after the exit's temperature, in the tuning's measure |
+| `prediction` | uint16, (samples, exits) | the class that each exit names; the last exit's last |
+| `confidence` | uint16, (samples, exits) | after the exit's temperature, in the tuning's measure, times 65,535 |
 | `label` | int32, (samples,) | the true class, −1 where it is not known |
 | `meta` | bytes as uint8, (n,) | the fields of `TraceMeta` as JSON |
 """
@@ -31,6 +31,8 @@ from offramp.exits.confidence import Confidence
 __all__ = ["FORMAT", "Trace", "TraceMeta"]
 
 FORMAT: Literal[1] = 1
+#: Confidences are kept to 1/65,535: half the bytes of float32, whose last bits say nothing.
+_STEPS = 65_535
 _ARRAYS = ("format", "prediction", "confidence", "label", "meta")
 
 _Count = Annotated[int, Field(ge=0)]
@@ -148,16 +150,20 @@ class Trace:
         return tuple(float(r) for r in right.mean(axis=0))
 
     def save(self, path: str | Path) -> None:
-        """Writes the trace; the same trace gives the same bytes, and a file there is replaced whole.
+        """Writes the trace, confidences rounded to multiples of 1/65,535.
+
+        The same trace gives the same bytes, and a file there is replaced whole.
 
         Raises:
-            TraceError: A path that cannot be written.
+            TraceError: A path that cannot be written, or more classes than 65,536.
         """
         path = Path(path)
+        if self.prediction.max() > np.iinfo(np.uint16).max:
+            raise TraceError(f"a trace file has room for classes up to 65535, not {self.prediction.max()}")
         arrays: dict[str, Any] = {
             "format": np.int64(FORMAT),
-            "prediction": self.prediction,
-            "confidence": self.confidence,
+            "prediction": self.prediction.astype(np.uint16),
+            "confidence": np.round(self.confidence.astype(np.float64) * _STEPS).astype(np.uint16),
             "label": self.label,
             "meta": np.frombuffer(self.meta.model_dump_json().encode(), np.uint8),
         }
@@ -191,7 +197,11 @@ class Trace:
             raise TraceError(f"{path} has trace format {version}; this offramp reads {FORMAT}")
         try:
             meta = TraceMeta.model_validate_json(arrays["meta"].tobytes())
-            return cls(arrays["prediction"], arrays["confidence"], arrays["label"], meta)
+            for name in ("prediction", "confidence"):
+                if arrays[name].dtype != np.uint16:
+                    raise TraceError(f"{name}: expected uint16, got {arrays[name].dtype}")
+            confidence = (arrays["confidence"] / _STEPS).astype(np.float32)
+            return cls(arrays["prediction"].astype(np.int32), confidence, arrays["label"], meta)
         except (ValidationError, TraceError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise TraceError(f"{path}: {reason}") from error

@@ -1,22 +1,27 @@
-"""Inputs on their way, with a line of progress: what `offramp run` and `offramp tune` show."""
+"""Inputs on their way, with a line of progress: what `offramp run`, `tune` and `demo` show."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from offramp.bundle.bundle import Bundle
+from offramp.connect import Edge as ConnectedEdge
+from offramp.policy.base import Policy
 from offramp.report.rows import rows_table, summarise
 from offramp.runtime.edge import Edge
 from offramp.runtime.result import Result
 from offramp.runtime.sources import read_inputs
 
-__all__ = ["run_files", "stage_progress"]
+__all__ = ["run_files", "run_policies", "stage_progress"]
 
 
 def run_files(edge: Edge, files: Sequence[Path], sink: TextIO, console: Console) -> list[Result]:
@@ -52,6 +57,38 @@ def run_files(edge: Edge, files: Sequence[Path], sink: TextIO, console: Console)
             if results:
                 _summary(name, results, console)
     return results
+
+
+def run_policies(
+    bundle: Bundle,
+    address: str,
+    policies: Mapping[str, Policy],
+    inputs: Sequence[Any] | NDArray[np.generic],
+    console: Console,
+    *,
+    slowdown: float = 1.0,
+    deadline_ms: float = 1000.0,
+) -> dict[str, list[Result]]:
+    """The same inputs under every policy, by the policies' names.
+
+    Args:
+        bundle: The bundle.
+        address: The server's HOST:PORT.
+        policies: By the name to show.
+        inputs: As `Edge.run` takes them.
+        console: Gets the progress, if it is a terminal.
+        slowdown: Emulates an edge this many times slower.
+        deadline_ms: As `Edge` takes it.
+    """
+    columns = (TextColumn("    {task.description:22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    found: dict[str, list[Result]] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        for name, policy in policies.items():
+            with ConnectedEdge(
+                bundle, server=address, policy=policy, slowdown=slowdown, deadline_ms=deadline_ms
+            ) as edge:
+                found[name] = list(progress.track(edge.run(inputs), total=len(inputs), description=name))
+    return found
 
 
 @contextmanager

@@ -6,19 +6,16 @@ import bisect
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.errors import ConfigError
-from offramp.evalmode import eval_mode
 from offramp.exits.heads import PooledHead
 from offramp.exits.network import MultiExit
 from offramp.sparse.layers import SparseLayer
 
-__all__ = ["Counts", "count", "he_normal_", "mlp", "narrowed", "small_conv", "wide_conv", "with_exit"]
+__all__ = ["he_normal_", "mlp", "narrowed", "small_conv", "wide_conv", "with_exit"]
 
 
 def mlp(widths: Sequence[int]) -> nn.Sequential:
@@ -56,29 +53,6 @@ def wide_conv(widths: Sequence[int], classes: int = 10) -> nn.Sequential:
         stage(c, d),
         nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(d, classes)),
     )
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What a network holds and computes.
-
-    Attributes:
-        weights: Values in the weights of linear and convolution layers, heads included, biases not.
-        macs: Multiply-accumulates of one sample.
-    """
-
-    weights: int
-    macs: int
-
-
-def count(net: nn.Module, example: Tensor) -> Counts:
-    """The weights and multiply-accumulates of a network; `example` is one input with a batch of one."""
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, SparseLayer)
-    weights = sum(m.weight.numel() for m in net.modules() if isinstance(m, kinds))
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad(), eval_mode(net):
-        net(example)
-    return Counts(weights, int(counter.get_total_flops()) // 2)
 
 
 def with_exit(model: nn.Module, tap: str, example: Tensor, classes: int = 10) -> MultiExit:

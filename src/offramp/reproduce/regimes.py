@@ -22,9 +22,10 @@ from offramp.exits.objective import JointLoss
 from offramp.reproduce.capogrosso import accuracy
 from offramp.reproduce.images import Form, held_out, images
 from offramp.reproduce.loop import Protocol, logits_of, train
-from offramp.reproduce.networks import Counts, count, mlp, narrowed, small_conv, wide_conv, with_exit
+from offramp.reproduce.networks import mlp, narrowed, small_conv, wide_conv, with_exit
 from offramp.reproduce.study import Job, Outcome
 from offramp.sparse.config import SparsityConfig
+from offramp.sparse.counting import Counts, count
 from offramp.sparse.sparsify import sparsify_
 
 __all__ = ["BODIES", "FACTORS", "VARIANTS", "Body", "build", "final", "run", "tuning"]

@@ -87,6 +87,13 @@ class LinkSettings:
         if self.jitter_s > self.delay_s:
             raise ConfigError(f"jitter {self.jitter_s} s is more than the delay, {self.delay_s} s")
 
+    @property
+    def words(self) -> str:
+        """Rate and round trip in words."""
+        rate = f"{self.rate_bps / 1e6:g} Mbit/s" if self.rate_bps else "unlimited rate"
+        jitter = f" ± {2e3 * self.jitter_s:g}" if self.jitter_s else ""
+        return f"{rate}, {2e3 * self.delay_s:g}{jitter} ms round trip"
+
     def up_again(self, now: float) -> float:
         """The first moment from `now` on at which no outage is under way; seconds since the start."""
         for start, duration in sorted(self.outages):

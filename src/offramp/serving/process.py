@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from queue import Empty, Queue
 
 from offramp.errors import ServerUnavailableError
+from offramp.serving.link import LinkSettings
 
-__all__ = ["listening", "running"]
+__all__ = ["listening", "running", "served"]
 
 _ADDRESS = re.compile(r"listening on (\S+:\d+)")
 
@@ -54,6 +56,23 @@ def running(arguments: Sequence[str], *, start_s: float = 30.0, stop_s: float = 
             process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+@contextlib.contextmanager
+def served(bundle: str | Path, link: LinkSettings) -> Iterator[str]:
+    """A bundle's server behind an emulated link, a process each, until the block ends; gives the link's address.
+
+    Raises:
+        ServerUnavailableError: As `running` says.
+    """
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(running(["serve", str(bundle), "--grpc-port", "0"]))
+        arguments = ["link", "--listen", "0", "--to", server, "--seed", str(link.seed)]
+        arguments += ["--rate", f"{link.rate_bps:.0f}bit" if link.rate_bps else "unlimited"]
+        arguments += ["--delay", f"{1e3 * link.delay_s:f}ms", "--jitter", f"{1e3 * link.jitter_s:f}ms"]
+        for start, duration in link.outages:
+            arguments += ["--outage", f"{start:f}s+{duration:f}s"]
+        yield stack.enter_context(running(arguments))
 
 
 def _address(process: subprocess.Popen[str], arguments: Sequence[str], start_s: float) -> str:

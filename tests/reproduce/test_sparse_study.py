@@ -14,7 +14,7 @@ from rich.console import Console
 from offramp.cli import app
 from offramp.errors import ConfigError, OfframpError
 from offramp.reproduce import capogrosso, regimes
-from offramp.reproduce.commands import STUDIES, StudySettings, reproduce
+from offramp.reproduce.sparse_study import STUDIES, StudySettings, run_study
 
 DATA = "mnist-subset"
 
@@ -104,7 +104,7 @@ def test_the_papers_study_compares_its_networks_and_places_its_title(
     monkeypatch.setattr(capogrosso, "RATES", (4e-3, 8e-3))
     monkeypatch.setattr(capogrosso, "published", lambda: published)
     monkeypatch.setattr(capogrosso, "titles", lambda: titles)
-    tables, written = reproduce(study(tmp_path, "capogrosso"), quiet())
+    tables, written = run_study(study(tmp_path, "capogrosso"), quiet())
     stem = f"capogrosso-{DATA}-quick"
     assert [path.name for path in written] == [f"{stem}.md", f"{stem}.json", f"{stem}-ways.svg"]
     assert names(tmp_path) == sorted(path.name for path in written)
@@ -127,7 +127,7 @@ def test_the_papers_study_compares_its_networks_and_places_its_title(
 
 
 def test_a_colour_study_tells_what_its_variants_change(tmp_path: Path, trainings: Trainings) -> None:
-    tables, written = reproduce(study(tmp_path, "cifar", None, quick=False, seeds=3), quiet())
+    tables, written = run_study(study(tmp_path, "cifar", None, quick=False, seeds=3), quiet())
     assert [path.name for path in written] == [
         "cifar-cifar10.md",
         "cifar-cifar10.json",
@@ -149,7 +149,7 @@ def test_a_colour_study_tells_what_its_variants_change(tmp_path: Path, trainings
 
 
 def test_epochs_rates_and_seeds_are_as_told(tmp_path: Path, trainings: Trainings) -> None:
-    reproduce(study(tmp_path, quick=False, seeds=3, epochs=7), quiet())
+    run_study(study(tmp_path, quick=False, seeds=3, epochs=7), quiet())
     tuning = [job for job in trainings.jobs if job["judged"] == "held out"]
     final = [job for job in trainings.jobs if job["judged"] == "test"]
     assert {job["epochs"] for job in tuning} == {3}  # a third, rounded up
@@ -160,17 +160,17 @@ def test_epochs_rates_and_seeds_are_as_told(tmp_path: Path, trainings: Trainings
 
 
 def test_a_studys_own_epochs_and_data_are_taken_unless_told(tmp_path: Path, trainings: Trainings) -> None:
-    reproduce(study(tmp_path, "conv", None, quick=False, seeds=1), quiet())
+    run_study(study(tmp_path, "conv", None, quick=False, seeds=1), quiet())
     assert {(job["epochs"], job["data"]) for job in trainings.jobs if job["judged"] == "test"} == {(4, "mnist")}
 
 
 def test_a_stopped_study_goes_on_and_its_record_goes_at_the_end(tmp_path: Path, trainings: Trainings) -> None:
     trainings.fails_at = 17  # within the second part
     with pytest.raises(OfframpError, match="stopped"):
-        reproduce(study(tmp_path), quiet())
+        run_study(study(tmp_path), quiet())
     assert names(tmp_path) == [f"mlp-{DATA}-quick.runs.jsonl"]
     trainings.fails_at = None
-    reproduce(study(tmp_path), quiet())
+    run_study(study(tmp_path), quiet())
     assert (
         len(trainings.jobs) == len({json.dumps(job, sort_keys=True) for job in trainings.jobs}) == 3 * 4 + 11 * 2
     )
@@ -182,7 +182,7 @@ def test_a_quick_study_takes_few_images_and_leaves_a_full_ones_record_alone(
 ) -> None:
     record = tmp_path / f"mlp-{DATA}.runs.jsonl"
     record.write_text('{"job": 1, "outcome": 2}\n')
-    reproduce(study(tmp_path, epochs=9, seeds=9), quiet())
+    run_study(study(tmp_path, epochs=9, seeds=9), quiet())
     assert {(job["limit"], job["epochs"]) for job in trainings.jobs} == {(600, 1)}
     assert {job["seed"] for job in trainings.jobs} == {0, 1}
     assert record.read_text() == '{"job": 1, "outcome": 2}\n'
@@ -193,7 +193,7 @@ def test_a_quick_study_takes_few_images_and_leaves_a_full_ones_record_alone(
 
 def test_an_unknown_study_names_those_that_are_known(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"there is no study 'mpl'; known: {', '.join(STUDIES)}"):
-        reproduce(study(tmp_path / "new", "mpl"), quiet())
+        run_study(study(tmp_path / "new", "mpl"), quiet())
     assert not (tmp_path / "new").exists()
 
 
@@ -209,7 +209,7 @@ def test_an_unknown_study_names_those_that_are_known(tmp_path: Path) -> None:
 )
 def test_a_study_takes_only_images_of_its_kind(name: str, data: str, suited: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"the study {name} takes .*{suited}") as caught:
-        reproduce(study(tmp_path / "new", name, data), quiet())
+        run_study(study(tmp_path / "new", name, data), quiet())
     assert f"not {data!r}" in str(caught.value)
     assert not (tmp_path / "new").exists()
 
@@ -218,7 +218,7 @@ def test_a_study_takes_only_images_of_its_kind(name: str, data: str, suited: str
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_study_needs_a_seed_and_an_epoch(wrong: dict[str, int], quick: bool, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least one seed and one epoch"):
-        reproduce(study(tmp_path / "new", quick=quick, **wrong), quiet())
+        run_study(study(tmp_path / "new", quick=quick, **wrong), quiet())
     assert not (tmp_path / "new").exists()
 
 
@@ -226,7 +226,7 @@ def test_a_study_needs_a_seed_and_an_epoch(wrong: dict[str, int], quick: bool, t
 def test_no_workers_are_refused_before_anything_is_trained(name: str, tmp_path: Path) -> None:
     data = None if name == "cifar" else DATA
     with pytest.raises(ConfigError, match="workers must be at least 1, not 0"):
-        reproduce(study(tmp_path, name, data, workers=0), quiet())
+        run_study(study(tmp_path, name, data, workers=0), quiet())
     assert names(tmp_path) == []
 
 
@@ -236,5 +236,5 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_traine
 ) -> None:
     (tmp_path / "taken").write_text("here")
     with pytest.raises(ConfigError, match=f"cannot write to .*{out}"):
-        reproduce(study(tmp_path / out), quiet())
+        run_study(study(tmp_path / out), quiet())
     assert trainings.jobs == []

@@ -1,4 +1,4 @@
-"""What `offramp reproduce` runs: a study from its trainings to its table, picture and figures."""
+"""The studies of predefined sparsity, each from its trainings to its table, picture and figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from offramp.reproduce.title import placements, title_table
 from offramp.reproduce.verdicts import curve_of, regimes_table, sentences
 from offramp.tables import count_text, table_text
 
-__all__ = ["STUDIES", "StudySettings", "reproduce"]
+__all__ = ["STUDIES", "StudySettings", "run_study"]
 
 #: Images of each part, epochs and seeds of a quick look, which shows that everything runs and nothing else.
 _QUICK_IMAGES, _QUICK_EPOCHS, _QUICK_SEEDS = 600, 1, 2
@@ -49,7 +49,7 @@ class StudySettings:
     quick: bool = False
 
 
-def reproduce(settings: StudySettings, console: Console) -> tuple[list[str], list[Path]]:
+def run_study(settings: StudySettings, console: Console) -> tuple[list[str], list[Path]]:
     """Runs a study and writes it; gives its tables and the files written. Progress goes to the console.
 
     A study that was stopped goes on where it was.
