@@ -33,7 +33,7 @@ from offramp.reproduce.findings import Findings, findings
 from offramp.reproduce.study import origin, write_study
 from offramp.reproduce.subjects import Subject, mobilenetv2_subject, resnet56_subject
 from offramp.reproduce.traces import DISTORTIONS, trace_all
-from offramp.reproduce.trainings import Plan, train_ways
+from offramp.reproduce.trainings import PASS, Plan, train_ways
 from offramp.reproduce.weights import MOBILENETV2, RESNET56
 from offramp.runtime.labelled import Labelled, test_data
 from offramp.runtime.modes import ModeFigures, measure_modes
@@ -207,10 +207,14 @@ def _measured(
     measured: dict[str, tuple[Evaluation, Evaluation]] = {}
     for way, net in nets.items():
         console.print(f"{way}: {len(splits.held_out):,} held-out and {len(splits.test):,} test images")
-        held_out, test = (evaluate(net, splits.batches(part)) for part in (splits.held_out, splits.test))
+        held_out, test = (
+            evaluate(net, splits.batches(part, size=PASS)) for part in (splits.held_out, splits.test)
+        )
         measured[way] = held_out, test
     way, net = list(nets.items())[-1]
-    tuned = calibrate(net, splits.batches(splits.held_out), max_drop=settings.max_drop, delta=settings.delta)
+    tuned = calibrate(
+        net, splits.batches(splits.held_out, size=PASS), max_drop=settings.max_drop, delta=settings.delta
+    )
     net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as files hold weights
     bundle = export(
         net,
