@@ -64,6 +64,7 @@ NAMES = [
     "export",
     "find_cuts",
     "fit",
+    "measure_modes",
     "pattern_from_recipe",
     "quantize_stages",
     "sparsify_",

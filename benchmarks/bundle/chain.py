@@ -38,8 +38,8 @@ PLAIN, WHOLE, CHAIN, EXITS = "never cut", "whole, exits too", "chain of stages",
 BAR = 1.05
 #: What changes the layout, and what is called so in `offramp.bundle.blocked`. The whole graph has some too.
 REORDERING, ANCHOR = ("ReorderInput", "ReorderOutput"), "_blocked"
-#: 96 to 160 pixels is what two cores can train on; the fewer there are, the more a cut weighs.
-SIDES = (96, 160)
+#: MobileNetV2 was trained at 224; 96 to 160 is what two cores can train on. The fewer, the more a cut weighs.
+SIDES = (96, 160, 224)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

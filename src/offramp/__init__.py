@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
     from offramp.policy.random import RandomArm
     from offramp.policy.splitee import ISplitEE
+    from offramp.runtime.modes import measure_modes
     from offramp.runtime.quantization import quantize_stages
     from offramp.runtime.result import Result
     from offramp.runtime.stages import Stages
@@ -95,6 +96,7 @@ _NAMES = {
     "export": "bundle.export",
     "find_cuts": "bundle.cuts",
     "fit": "exits.training",
+    "measure_modes": "runtime.modes",
     "pattern_from_recipe": "sparse.registry",
     "quantize_stages": "runtime.quantization",
     "sparsify_": "sparse.sparsify",
@@ -147,6 +149,7 @@ __all__ = [
     "export",
     "find_cuts",
     "fit",
+    "measure_modes",
     "pattern_from_recipe",
     "quantize_stages",
     "sparsify_",

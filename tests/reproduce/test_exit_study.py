@@ -351,3 +351,25 @@ def test_held_out_images_are_found_again(bundle: off.Bundle) -> None:
     """The record is the one that `offramp tune` reads; these pictures have no name that it knows."""
     with pytest.raises(ConfigError, match="is no data set"):
         held_out_data("pictures", bundle.manifest)
+
+
+def test_mirrored_images_are_learnt_from_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    class Kept(trainings.CachedFeatures):
+        def __init__(self, net: off.MultiExit, loader: Any, how: Any, progress: str | None = None) -> None:
+            batches = list(loader)
+            assert len(loader) == len(batches)
+            seen[str(len(batches))] = batches
+            super().__init__(net, batches, how, progress)
+
+    monkeypatch.setattr(trainings, "CachedFeatures", Kept)
+    data, console = splits(), Console(file=io.StringIO())
+    for mirrored in (False, True):
+        subject = replace(TINY, mirrored=mirrored, name=f"tiny-{mirrored}")
+        trainings.train_ways(subject, data, trainings.Plan(1, 0, False, tmp_path), console)
+    plain, both = seen.values()
+    assert len(both) == 2 * len(plain)
+    for i, (x, y) in enumerate(plain):
+        for found, expected in zip((*both[2 * i], *both[2 * i + 1]), (x, y, x.flip(3), y), strict=True):
+            assert torch.equal(found, expected)

@@ -35,6 +35,7 @@ class Subject:
         lr: The peak learning rate of what is learnt anew.
         backbone_lr: The backbone's, where everything learns.
         weight_decay: Decoupled weight decay.
+        mirrored: Whether the exits of a frozen backbone learn from mirrored images too.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Subject:
     lr: float
     backbone_lr: float
     weight_decay: float
+    mirrored: bool = False
 
     @property
     def example(self) -> Tensor:
@@ -84,6 +86,7 @@ def resnet56_subject() -> Subject:
         lr=3e-3,
         backbone_lr=3e-4,
         weight_decay=0.0,
+        mirrored=True,
     )
 
 

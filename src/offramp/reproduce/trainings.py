@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from offramp.bundle.bundle import write_whole
 from offramp.errors import ConfigError
@@ -76,7 +77,7 @@ def train_ways(subject: Subject, splits: Splits, plan: Plan, console: Console) -
         _joint(nets[left[0]], ways[left[0]], subject, splits, plan, console)
         _keep(nets[left[0]], plan, keys[left[0]])
     elif left:
-        with _features(nets[left[0]], splits, console) as features:
+        with _features(nets[left[0]], subject, splits, console) as features:
             for way in left:
                 console.print(f"{way}: {plan.epochs} epochs on kept features")
                 fit(
@@ -95,16 +96,33 @@ def train_ways(subject: Subject, splits: Splits, plan: Plan, console: Console) -
 
 
 @contextmanager
-def _features(net: MultiExit, splits: Splits, console: Console) -> Iterator[CachedFeatures]:
-    console.print(f"features of {len(splits.train):,} training images")
+def _features(net: MultiExit, subject: Subject, splits: Splits, console: Console) -> Iterator[CachedFeatures]:
+    mirrored = " and of their mirror images" if subject.mirrored else ""
+    console.print(f"features of {len(splits.train):,} training images{mirrored}")
     net.to("cuda" if torch.cuda.is_available() else "cpu")
     shown = "features" if console.is_terminal else None
-    features = CachedFeatures(net, splits.batches(splits.train, size=PASS), FeatureCache(), shown)
+    batches: Any = splits.batches(splits.train, size=PASS)
+    features = CachedFeatures(net, _Mirrored(batches) if subject.mirrored else batches, FeatureCache(), shown)
     net.cpu()
     try:
         yield features
     finally:
         features.close()
+
+
+class _Mirrored:
+    """Every batch of images, then the same mirrored: features that are kept cannot be varied later."""
+
+    def __init__(self, batches: DataLoader[Any]) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return 2 * len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in self._batches:
+            yield x, y
+            yield x.flip(-1), y
 
 
 def _joint(
@@ -141,6 +159,7 @@ def _key(net: MultiExit, way: str, subject: Subject, splits: Splits, plan: Plan)
         "seed": [plan.seed, splits.seed],
         "rates": [subject.lr, subject.backbone_lr, subject.weight_decay],
         "taps": net.exit_names,
+        "mirrored": subject.mirrored and not plan.joint,
     }
 
 
