@@ -86,6 +86,7 @@ def train_ways(subject: Subject, splits: Splits, plan: Plan, console: Console) -
                     epochs=plan.epochs,
                     loss=ways[way],
                     lr=subject.lr,
+                    backbone_lr=subject.backbone_lr,
                     weight_decay=subject.weight_decay,
                     frozen=True,
                     cache=False,  # these are the features
