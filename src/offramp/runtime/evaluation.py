@@ -12,10 +12,10 @@ from offramp.bundle.bundle import Bundle
 from offramp.bundle.feed import by_name
 from offramp.bundle.manifest import Manifest
 from offramp.bundle.preprocessing import preprocess
-from offramp.errors import InputError
+from offramp.errors import ConfigError, InputError
 from offramp.runtime.stages import Stages, check_tensor
 
-__all__ = ["batches", "exit_logits", "held_exits", "prepared", "sample_count"]
+__all__ = ["batches", "class_indices", "exit_logits", "held_exits", "prepared", "sample_count"]
 
 Array = NDArray[np.generic]
 
@@ -87,6 +87,30 @@ def sample_count(samples: Mapping[str, Array]) -> int:
         listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
         raise InputError(f"every input needs as many samples; there are {listed}")
     return next(iter(counts.values()))
+
+
+def class_indices(labels: Any, count: int, classes: int) -> NDArray[np.int64]:
+    """Labels as an array, once there is one for each of `count` inputs.
+
+    Args:
+        labels: (N,) whole numbers: an array, a list, or a tensor on the CPU.
+        count: How many inputs there are.
+        classes: How many classes the network knows.
+
+    Raises:
+        ConfigError: No inputs, or not one label per input.
+        InputError: Labels that are no class indices.
+    """
+    found = np.asarray(labels)
+    if found.shape != (count,) or not count:  # labels (N, 1) would be compared with every answer
+        raise ConfigError(
+            f"expected inputs, and one label each; got {count} inputs and labels of shape {found.shape}"
+        )
+    if found.dtype.kind not in "iu":
+        raise InputError(f"labels are class indices, which are whole numbers, not {found.dtype}")
+    if not 0 <= int(found.min()) <= int(found.max()) < classes:
+        raise InputError(f"labels from {found.min()} to {found.max()} do not go with {classes} classes")
+    return found.astype(np.int64)
 
 
 def prepared(manifest: Manifest, batch: Mapping[str, Array]) -> list[Array]:
