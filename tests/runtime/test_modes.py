@@ -104,6 +104,9 @@ def test_what_cannot_be_measured_is_refused(tiny: Bundle, tmp_path: Path) -> Non
         with pytest.raises(InputError, match=words):
             measure_modes(stages, x, labels)
     assert measure_modes(stages, x, [0, 1, 0])[0].accuracy in (1 / 3, 2 / 3)  # type: ignore[arg-type]
+    for size in (0, -1):
+        with pytest.raises(ConfigError, match=f"at least 1 input, not {size}"):
+            measure_modes(stages, x, np.zeros(3, np.int64), batch=size)
     with pytest.raises(InputError, match="expected float32"):
         measure_modes(stages, x.astype(np.float64), np.zeros(3, np.int64))
     with pytest.raises(ConfigError, match="edge copy"):

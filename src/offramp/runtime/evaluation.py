@@ -37,6 +37,7 @@ def exit_logits(
         on_batch: Told how many inputs have been run since it was last told.
 
     Raises:
+        ConfigError: Batches of less than one input.
         InputError: Inputs of wrong names, shape or dtype, of different lengths, or not finite.
         StageError: ONNX Runtime failed.
     """
@@ -64,8 +65,11 @@ def batches(manifest: Manifest, inputs: Any, size: int) -> Iterator[list[Array]]
         size: Of a batch; the last one may be smaller.
 
     Raises:
+        ConfigError: Batches of less than one input.
         InputError: As `exit_logits` says.
     """
+    if size < 1:
+        raise ConfigError(f"a batch holds at least 1 input, not {size}")
     samples = by_name(inputs, manifest.inputs)
     for start in range(0, sample_count(samples), size):
         yield prepared(manifest, {name: x[start : start + size] for name, x in samples.items()})
