@@ -22,6 +22,13 @@ def test_one_array_or_several_by_name(tmp_path: Path) -> None:
     assert {name: array.tolist() for name, array in several.items()} == {"x": [0, 1], "y": [1.0]}
 
 
+def test_what_is_no_numpy_file_is_not_called_a_pickle_to_be_trusted(tmp_path: Path) -> None:
+    for content in (b"", b"hello", b"\x80\x04]\x94."):
+        (tmp_path / "a.npy").write_bytes(content)
+        with pytest.raises(ValueError, match="does not begin as a NumPy file does"):
+            read_arrays(tmp_path / "a.npy")
+
+
 def test_inputs_are_found_among_other_arrays() -> None:
     x, y = np.zeros(2), np.zeros(3)
     assert inputs_among(x, ["input"]) is x

@@ -20,6 +20,8 @@ def read_arrays(path: str | Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
         ValueError: A file that is no NumPy file, is torn, or holds Python objects.
     """
     with Path(path).open("rb") as file:  # opened here: NumPy leaves a torn archive open
+        if not file.peek(2).startswith((b"\x93N", b"PK")):  # NumPy takes it for a pickle, and says how to trust it
+            raise ValueError("it does not begin as a NumPy file does")
         try:
             found = np.load(file, allow_pickle=False)
             return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
