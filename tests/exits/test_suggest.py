@@ -136,6 +136,31 @@ def test_a_submodule_that_runs_twice_is_no_place() -> None:
     assert suggest_exits(Twice(), torch.zeros(1, 6), 1).names == ["b"]
 
 
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_recurrent_layers_count(kind: type[nn.RNNBase], gates: int) -> None:
+    """The fused kernel that an LSTM takes on a CPU is one operation to torch's counter, which does not know it."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Linear(6, 16)
+            self.a, self.b = kind(16, 8, bidirectional=True, batch_first=True), kind(16, 16, batch_first=True)
+            self.last = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x, _ = self.b(self.a(self.words(x))[0])
+            y: Tensor = self.last(x[:, -1])
+            return y
+
+    found = suggest_exits(Recurrent(), torch.zeros(3, 10, 6), 2)
+    macs = [10 * 6 * 16, 10 * 2 * gates * 8 * (16 + 8), 10 * gates * 16 * (16 + 16), 16 * 4]
+    assert found.macs == sum(macs)
+    assert [(p.name, p.shape, p.macs) for p in found.places] == [
+        ("a", (10, 16), sum(macs[:2])),
+        ("b", (10, 16), sum(macs[:3])),
+    ]
+
+
 class Encoder(nn.Module):
     """As BERT: ids and a mask; blocks give hidden states and attention weights; the output is a dict."""
 

@@ -260,6 +260,11 @@ def _checked(epochs: int, train_loader: Batches, val_loader: Batches | None) -> 
     """The inputs of the first batch, if there is something to train with."""
     if epochs < 1:
         raise ConfigError(f"epochs must be at least 1, not {epochs}")
+    for loader in (train_loader, val_loader):
+        if isinstance(loader, Iterator):  # the second epoch, and this check already, would find less in it
+            raise ConfigError(
+                f"a {type(loader).__name__} of batches can be read only once; give a list of them or a DataLoader"
+            )
     first = next(iter(train_loader), None)
     if first is None:
         raise ConfigError("the training loader gives no batches")
