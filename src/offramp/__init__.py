@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from offramp.policy.cascade import ThresholdCascade
     from offramp.policy.cost import CostModel
     from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
+    from offramp.policy.i_splitee import ISplitEE
     from offramp.policy.random import RandomArm
-    from offramp.policy.splitee import ISplitEE
     from offramp.runtime.modes import measure_modes
     from offramp.runtime.quantization import quantize_stages
     from offramp.runtime.result import Result
@@ -65,7 +65,7 @@ _NAMES = {
     "FeatureCache": "exits.cache",
     "FixedSplit": "policy.fixed",
     "GrpcServer": "serving.server",
-    "ISplitEE": "policy.splitee",
+    "ISplitEE": "policy.i_splitee",
     "JointLoss": "exits.objective",
     "MultiExit": "exits.network",
     "MultiExitModule": "exits.training",

@@ -5,9 +5,9 @@ from offramp.policy.base import Context, Policy
 from offramp.policy.cascade import ThresholdCascade
 from offramp.policy.cost import CostModel
 from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
+from offramp.policy.i_splitee import ISplitEE
 from offramp.policy.random import RandomArm
 from offramp.policy.registry import POLICIES, make_policy
-from offramp.policy.splitee import ISplitEE
 
 CONTEXT = Context(
     splits=(-1, 0, 1, 2),

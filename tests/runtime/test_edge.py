@@ -22,7 +22,7 @@ from offramp.policy.base import Action, Policy
 from offramp.policy.cascade import ThresholdCascade
 from offramp.policy.cost import CostModel
 from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
-from offramp.policy.splitee import ISplitEE
+from offramp.policy.i_splitee import ISplitEE
 from offramp.runtime.breaker import CircuitBreaker
 from offramp.runtime.edge import Edge
 from offramp.runtime.stages import Stages

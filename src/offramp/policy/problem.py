@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.errors import TraceError
+from offramp.errors import ConfigError, TraceError
 
 __all__ = ["Problem"]
 
@@ -66,3 +66,23 @@ class Problem:
 
     def __len__(self) -> int:
         return len(self.confidence)
+
+    def checked(self, orders: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The orders of a replay, as compiled loops need them: they would read past an array's end.
+
+        Args:
+            orders: (runs, plays) indices of samples.
+
+        Raises:
+            ConfigError: Anything else.
+        """
+        array = np.asarray(orders)
+        if array.ndim != 2 or array.dtype.kind not in "iu":
+            raise ConfigError(
+                f"orders are (runs, plays) indices of samples, not {array.dtype} of shape {array.shape}"
+            )
+        if array.size and not 0 <= array.min() <= array.max() < len(self):
+            raise ConfigError(
+                f"orders name samples {array.min()} to {array.max()}; there are 0 to {len(self) - 1}"
+            )
+        return np.ascontiguousarray(array, np.int64)
