@@ -21,6 +21,7 @@ ORDER = (
     "errors",
     "config",
     "tables",
+    "interval",
     "evalmode",
     "inputs",
     "datasets",
