@@ -119,11 +119,13 @@ class Policy(ABC):
         name: As the command line and the results call it.
         alpha: The gates' threshold; None takes the bundle's own.
         replay_only: Whether it learns from what nobody can see, and so plays on recorded traces only.
+        constant: Whether the same context always brings the same action; a replay then asks once.
     """
 
     name: str = "policy"
     alpha: float | None = None
     replay_only: bool = False
+    constant: bool = False
 
     @abstractmethod
     def choose(self, context: Context) -> Action:
