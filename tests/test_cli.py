@@ -33,6 +33,7 @@ COMMANDS = (
     "tune",
     "quantize",
     "trace",
+    "replay",
     "serve",
     "run",
     "link",
@@ -836,6 +837,7 @@ def test_reproduce_lists_every_study_and_each_its_own_options():
         assert "--quick" in offramp("reproduce", study, "--help").stdout
     assert "--seeds" in offramp("reproduce", "mlp", "--help").stdout
     assert "--seeds" not in offramp("reproduce", "resnet56", "--help").stdout
+    assert "--depths" in offramp("reproduce", "uee", "--help").stdout
     assert "--joint" in offramp("reproduce", "mobilenetv2", "--help").stdout
 
 
@@ -851,6 +853,8 @@ def test_reproduce_lists_every_study_and_each_its_own_options():
         (["resnet56", "--edge-slowdown", "0.5"], 2, ["--edge-slowdown must be at least 1"]),
         (["resnet56", "--delta", "2"], 2, ["--delta"]),
         (["mlp", "--data", "cifar10"], 2, ["the study mlp takes"]),
+        (["uee"], 1, ["traces/imdb_elasticbert_4exits.csv", "--trace FILE"]),
+        (["uee", "--depths", "1,x"], 2, ["--depths are whole numbers"]),
     ],
 )
 def test_reproduce_misused(arguments, code, words, tmp_path, monkeypatch):

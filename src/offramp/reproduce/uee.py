@@ -106,7 +106,7 @@ def study_uee(settings: UeeSettings, console: Console) -> tuple[list[str], list[
     )
     shown = "\n\n".join(f"```text\n{table}\n```" for table in [*tables, "\n".join(said)])
     text = f"# Choosing an exit without labels: UEE-UCB\n\n`{command}`\n\n{shown}\n\n![regret]({name}.svg)\n"
-    figures = {"origin": origin(command), "exits": facts, **replay_figures(found)}
+    figures = {"origin": origin(command), "exit_facts": facts, **replay_figures(found)}
     written = write_study(settings.out, name, text=text, pictures={name: replay_picture(found)}, figures=figures)
     return [*tables, "\n".join(said)], written
 
