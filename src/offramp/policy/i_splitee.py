@@ -66,17 +66,18 @@ class ISplitEE(SplitLearner):
     def update(self, action: Action, observation: Observation) -> None:
         """Learns the reward of the arm played, and of every shallower one whose reward was seen or estimated."""
         k = self._played(action)
-        seen, arms, here, offloaded = observation.confidences, self.arms, self._pay_here, self._pay_offloaded
+        seen, arms, gates = observation.confidences, self.arms, self._gates
         final = self._final_or_estimate(k, action, observation) if k else None
         values: list[float | None] = []
         for i in range(k):
             confidence = seen.get(arms[i])
+            threshold, here, offloaded = gates[i]
             if confidence is None:
                 values.append(None)
-            elif confidence >= self._thresholds[i]:
-                values.append(confidence - here[i])
+            elif confidence >= threshold:
+                values.append(confidence - here)
             else:
-                values.append(None if final is None else final - offloaded[i])
+                values.append(None if final is None else final - offloaded)
         values.append(self._reward(k, observation))
         self._learn(values)
 
@@ -85,10 +86,10 @@ class ISplitEE(SplitLearner):
         final = self._final(seen)
         if self.replay_only:
             return seen.hidden_final if final is None else final
-        if not self.audit or k == len(self._thresholds):
+        if not self.audit or action.split == self._last:
             return final
         gate = seen.confidences.get(self.arms[k])
-        if gate is None or gate < self._thresholds[k]:
+        if gate is None or gate < self._gates[k][0]:
             return final
         if action.exits:
             return gate

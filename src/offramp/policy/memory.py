@@ -45,14 +45,16 @@ class LearnerMemory(DrawMemory):
     Attributes:
         arms: The arms that it has learned about; none before its first choice.
         plays: t, the plays that still count.
-        counts: Per arm N.
-        sums: Per arm the sum of its rewards.
+        weight: What the latest play counts; more than 1 under a discount, where later plays weigh more.
+        counts: Per arm the sum of the weights of what was learned about it.
+        sums: Per arm the weighted sum of its rewards.
         recent: With a window, per play that still counts the rewards that it showed, arms 0, 1, … to the one
             played; null where nothing was shown.
     """
 
     arms: tuple[Annotated[int, Field(ge=0)], ...]
     plays: _Count
+    weight: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     counts: tuple[_Count, ...]
     sums: tuple[_Finite, ...]
     recent: tuple[tuple[_Finite | None, ...], ...] = ()

@@ -10,7 +10,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["plays"]
+__all__ = ["HEAVIEST", "plays"]
+
+#: A play's weight under a discount, above which everything is divided by it.
+HEAVIEST = 1e100
 
 
 def plays(  # noqa: PLR0912, PLR0915 - Numba compiles one function, and calls none that is not compiled
@@ -50,10 +53,10 @@ def plays(  # noqa: PLR0912, PLR0915 - Numba compiles one function, and calls no
     last = arms - 1
     chosen = np.empty((runs, steps), np.int64)
     # t depends on the step alone, so the logarithms are those of every run.
-    widths = np.empty(steps)
+    logs = np.empty(steps)
     t = 0.0
     for step in range(steps):
-        widths[step] = math.sqrt(math.log(t + 1.0))
+        logs[step] = math.log(t + 1.0)
         t = discount * t + 1.0 if window == 0 else float(min(step + 1, window))
     counts, sums, means, scales = np.empty(arms), np.empty(arms), np.empty(arms), np.empty(arms)
     recent = np.empty((max(window, 1), arms))
@@ -62,9 +65,10 @@ def plays(  # noqa: PLR0912, PLR0915 - Numba compiles one function, and calls no
         sums[:] = 0.0
         means[:] = math.inf
         scales[:] = 0.0
+        weight = 1.0
         for step in range(steps):
             # --- choose ---
-            width = widths[step]
+            width = math.sqrt(logs[step] * weight)
             k = 0
             best = -math.inf
             for i in range(arms):
@@ -74,22 +78,25 @@ def plays(  # noqa: PLR0912, PLR0915 - Numba compiles one function, and calls no
             chosen[run, step] = k
             # --- forget ---
             sample = orders[run, step]
-            touched = k + 1
             slot = 0
-            if discount < 1.0:
-                touched = arms
-                for i in range(arms):
-                    counts[i] *= discount
-                    sums[i] *= discount
-            elif window > 0:
-                touched = arms
+            if window > 0:
                 slot = step % window
-                if step >= window:
-                    for i in range(arms):
-                        if not math.isnan(recent[slot, i]):
-                            counts[i] -= 1.0
-                            sums[i] = sums[i] - recent[slot, i] if counts[i] else 0.0
+                for i in range(arms if step >= window else 0):
+                    if not math.isnan(recent[slot, i]):
+                        counts[i] -= 1.0
+                        sums[i] = sums[i] - recent[slot, i] if counts[i] else 0.0
+                        means[i] = sums[i] / counts[i] if counts[i] else math.inf
+                        scales[i] = c / math.sqrt(counts[i]) if counts[i] else 0.0
                 recent[slot, :] = math.nan
+            elif discount < 1.0:
+                weight /= discount
+                if weight > HEAVIEST:
+                    for i in range(arms):
+                        counts[i] /= weight
+                        sums[i] /= weight
+                        means[i] = sums[i] / counts[i] if counts[i] else math.inf
+                        scales[i] = c / math.sqrt(counts[i]) if counts[i] else 0.0
+                    weight = 1.0
             # --- learn ---
             final = confidence[sample, last]
             gate = confidence[sample, k]
@@ -109,15 +116,10 @@ def plays(  # noqa: PLR0912, PLR0915 - Numba compiles one function, and calls no
                 else:
                     value = estimate - pay_offloaded[i]
                 if not math.isnan(value):
-                    counts[i] += 1.0
-                    sums[i] += value
-                    if window > 0:
-                        recent[slot, i] = value
-            for i in range(touched):
-                if counts[i] > 0.0:
+                    counts[i] += weight
+                    sums[i] += weight * value
                     means[i] = sums[i] / counts[i]
                     scales[i] = c / math.sqrt(counts[i])
-                else:
-                    means[i] = math.inf
-                    scales[i] = 0.0
+                    if window > 0:
+                        recent[slot, i] = value
     return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from offramp.errors import ConfigError
@@ -35,13 +36,15 @@ class SplitLearner(UpperConfidence):
             raise ConfigError(f"alpha is a confidence between 0 and 1, not {alpha}")
         self.alpha = alpha
         self._last = -1
-        #: Of the arms before the last.
-        self._thresholds: tuple[float, ...] = ()
+        #: Per arm its threshold, μ times the cost of answering on the edge, and of offloading.
+        self._gates: tuple[tuple[float, float, float], ...] = ()
 
     def _begin(self, context: Context) -> None:
         super()._begin(context)
         self._last = context.last
-        self._thresholds = tuple(self.threshold(context, arm) for arm in self.arms if arm != context.last)
+        # The last exit answers however sure it is.
+        thresholds = (-math.inf if k == context.last else self.threshold(context, k) for k in self.arms)
+        self._gates = tuple((alpha, *pay) for alpha, pay in zip(thresholds, self._pays, strict=True))
 
     def _settings(self) -> dict[str, float | int | bool | None]:
         return {**super()._settings(), "alpha": self.alpha}
@@ -52,13 +55,11 @@ class SplitLearner(UpperConfidence):
 
     def _reward(self, k: int, seen: Observation) -> float | None:
         """The reward of the arm played, by its place; None where its exit was not evaluated."""
-        if k == len(self._thresholds):
-            final = self._final(seen)
-            return None if final is None else final - self._pay_here[k]
         own = seen.confidences.get(self.arms[k])
-        if own is not None and own >= self._thresholds[k]:
-            return own - self._pay_here[k]
+        threshold, here, offloaded = self._gates[k]
+        if own is not None and own >= threshold:
+            return own - here
         if seen.failed:
             return seen.confidence - self.mu * seen.cost
         final = self._final(seen)
-        return None if own is None or final is None else final - self._pay_offloaded[k]
+        return None if own is None or final is None else final - offloaded

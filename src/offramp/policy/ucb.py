@@ -14,6 +14,7 @@ from offramp.errors import ActionError, ConfigError
 from offramp.policy.base import Action, Context, Policy
 from offramp.policy.draws import uniform, uniforms
 from offramp.policy.memory import LearnerMemory, recalled
+from offramp.policy.plays import HEAVIEST
 from offramp.policy.problem import Problem
 
 __all__ = ["UpperConfidence"]
@@ -63,29 +64,31 @@ class UpperConfidence(Policy):
         self.arms: tuple[int, ...] = ()
         #: t: the plays that still count.
         self.plays = 0.0
-        self._counts: list[float] = []
-        self._sums: list[float] = []
-        #: The index of arm i is means[i] + scales[i]·sqrt(ln(t + 1)).
-        self._means: list[float] = []
-        self._scales: list[float] = []
+        self._forgets = discount < 1 or window is not None
+        #: What one play counts. Under a discount the past keeps its numbers and new plays weigh more and more,
+        #: so that only the arms that are learned about change; N is counts/weight.
+        self._weight = 1.0
+        #: Per arm: counts, sums, means, scales. The index is means[i] + scales[i]·sqrt(ln(t + 1)·weight), with an
+        #: infinite mean where nothing is known.
+        self._known: tuple[list[float], list[float], list[float], list[float]] = ([], [], [], [])
         self._recent: deque[list[float | None]] = deque()
         self._context: Context | None = None
         self._actions: tuple[Action, ...] = ()
         self._audits: tuple[Action, ...] = ()
         self._place: dict[int, int] = {}
-        self._pay_here: list[float] = []
-        self._pay_offloaded: list[float] = []
+        #: Per arm μ times the cost of answering on the edge, and of offloading.
+        self._pays: tuple[tuple[float, float], ...] = ()
 
     @property
     def counts(self) -> dict[int, float]:
         """By arm N, what is left of how often something was learned about it."""
-        return dict(zip(self.arms, self._counts, strict=True))
+        return {arm: n / self._weight for arm, n in zip(self.arms, self._known[0], strict=True)}
 
     @property
     def means(self) -> dict[int, float]:
         """By arm the mean reward; 0 where nothing is known."""
-        known = zip(self.arms, self._sums, self._counts, strict=True)
-        return {arm: total / n if n else 0.0 for arm, total, n in known}
+        counts, _, means, _ = self._known
+        return {arm: mean if n else 0.0 for arm, mean, n in zip(self.arms, means, counts, strict=True)}
 
     def choose(self, context: Context) -> Action:
         """The arm with the largest index; of equal ones the shallowest."""
@@ -146,8 +149,9 @@ class UpperConfidence(Policy):
             settings=self._settings(),
             arms=self.arms,
             plays=self.plays,
-            counts=tuple(self._counts),
-            sums=tuple(self._sums),
+            weight=self._weight,
+            counts=tuple(self._known[0]),
+            sums=tuple(self._known[1]),
             recent=tuple(tuple(values) for values in self._recent),
             seed=self.seed,
             step=self.step,
@@ -160,7 +164,7 @@ class UpperConfidence(Policy):
             PolicyStateError: No state, another policy's, or of other settings.
         """
         memory = recalled(LearnerMemory, state, self.name, self._settings())
-        self.arms, self.plays = memory.arms, memory.plays
+        self.arms, self.plays, self._weight = memory.arms, memory.plays, memory.weight
         self._know(memory.counts, memory.sums)
         self._recent = deque(list(values) for values in memory.recent)
         self._context = None  # its arms are compared with these
@@ -199,25 +203,26 @@ class UpperConfidence(Policy):
         self._actions = tuple(self._action(context, arm) for arm in self.arms)
         self._audits = tuple(self._without_gate(context, arm) for arm in self.arms)
         heads = [i + 1 if self.watches else 1 for i in range(len(self.arms))]
-        here, sent = (
-            [self.mu * context.cost.paid(arm, offloaded, n) for arm, n in zip(self.arms, heads, strict=True)]
-            for offloaded in (False, True)
+        self._pays = tuple(
+            (self.mu * context.cost.paid(arm, False, n), self.mu * context.cost.paid(arm, True, n))
+            for arm, n in zip(self.arms, heads, strict=True)
         )
-        self._pay_here, self._pay_offloaded = here, sent
         self._context = context
 
     def _best(self) -> int:
-        width = math.sqrt(math.log(self.plays + 1.0))
-        index = [mean + scale * width for mean, scale in zip(self._means, self._scales, strict=True)]
+        width = math.sqrt(math.log(self.plays + 1.0) * self._weight)
+        _, _, means, scales = self._known
+        index = [mean + scale * width for mean, scale in zip(means, scales, strict=True)]
         best = max(index)
         if best == math.inf and self.deepest_first:
             return len(index) - 1 - index[::-1].index(best)
         return index.index(best)
 
     def _know(self, counts: Sequence[float], sums: Sequence[float]) -> None:
-        self._counts, self._sums = list(counts), list(sums)
-        self._means, self._scales = [math.inf] * len(counts), [0.0] * len(counts)
-        self._weigh(len(counts))
+        known = self._known
+        known[0][:], known[1][:] = counts, sums
+        known[2][:] = [total / n if n else math.inf for total, n in zip(sums, counts, strict=True)]
+        known[3][:] = [self.c / math.sqrt(n) if n else 0.0 for n in counts]
 
     def _played(self, action: Action) -> int:
         """The place of the arm that an action plays."""
@@ -229,37 +234,32 @@ class UpperConfidence(Policy):
 
     def _learn(self, values: Sequence[float | None]) -> None:
         """Counts a play, and the rewards of arms 0, 1, … that it showed; None where nothing was shown."""
-        counts, sums = self._counts, self._sums
-        touched = len(values)
-        if self.discount < 1:
-            touched = len(counts)
-            for i in range(touched):
-                counts[i] *= self.discount
-                sums[i] *= self.discount
-            self.plays = self.discount * self.plays + 1.0
-        elif self.window is None:
-            self.plays += 1.0
-        else:
-            touched = len(counts)
-            if len(self._recent) == self.window:
-                self._forget(self._recent.popleft())
-            self._recent.append(list(values))
-            self.plays = float(len(self._recent))
+        counts, sums, means, scales = self._known
+        if self._forgets:
+            self._forget(values)
+        self.plays = self.discount * self.plays + 1.0 if self.window is None else float(len(self._recent))
+        weight, c, sqrt = self._weight, self.c, math.sqrt
         for i, value in enumerate(values):
             if value is not None:
-                counts[i] += 1.0
-                sums[i] += value
-        self._weigh(touched)
+                n = counts[i] = counts[i] + weight
+                total = sums[i] = sums[i] + weight * value
+                means[i] = total / n
+                scales[i] = c / sqrt(n)
 
     def _forget(self, values: Sequence[float | None]) -> None:
-        for i, value in enumerate(values):
-            if value is not None:
-                self._counts[i] -= 1.0
-                self._sums[i] = self._sums[i] - value if self._counts[i] else 0.0
-
-    def _weigh(self, touched: int) -> None:
-        """Makes the parts of the first arms' indices anew; an arm of which nothing is known goes first."""
-        for i in range(touched):
-            n = self._counts[i]
-            self._means[i] = self._sums[i] / n if n else math.inf
-            self._scales[i] = self.c / math.sqrt(n) if n else 0.0
+        """Lets a play take its share of what was known, before it is learned from."""
+        counts, sums, means, scales = self._known
+        if self.window is None:
+            self._weight /= self.discount
+            if self._weight > HEAVIEST:
+                self._know([n / self._weight for n in counts], [total / self._weight for total in sums])
+                self._weight = 1.0
+            return
+        if len(self._recent) == self.window:
+            for i, value in enumerate(self._recent.popleft()):
+                if value is not None:
+                    n = counts[i] = counts[i] - 1.0
+                    total = sums[i] = sums[i] - value if n else 0.0
+                    means[i] = total / n if n else math.inf
+                    scales[i] = self.c / math.sqrt(n) if n else 0.0
+        self._recent.append(list(values))

@@ -46,11 +46,10 @@ class UEEUCB(UpperConfidence):
         """Learns of every exit up to the one played whether it disagreed with the first."""
         k, labels = self._played(action), observation.labels
         first = labels.get(self.arms[0])
-        pays = self._pay_here
         values: list[float | None] = []
         for i in range(k + 1):
             label = labels.get(self.arms[i])
-            values.append(None if first is None or label is None else float(label != first) - pays[i])
+            values.append(None if first is None or label is None else float(label != first) - self._pays[i][0])
         self._learn(values)
 
     def _seen_in(self, problem: Problem) -> Problem:
