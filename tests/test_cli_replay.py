@@ -45,7 +45,7 @@ def test_a_table_holds_every_comparison_and_both_forms(folder: Path, tmp_path: P
         *("split-0", "split-1", "edge-only (the final exit", "random", "split-0-all", "server-only", "cascade"),
         *(
             "i-splitee",
-            "i-splitee,published=true (published: sees hidden answers)",
+            "i-splitee,published=true (sees hidden answers)",
             "splitee,c=0.5",
             "best fixed arm",
         ),

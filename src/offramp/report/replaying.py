@@ -14,13 +14,16 @@ from offramp.tables import table_text
 
 __all__ = ["intervals", "replay_figures", "replay_table", "shown_name"]
 
+#: Smaller shares would be printed as 0.0 %.
+_SHOWN = 0.0005
+
 
 def replay_table(found: Replay, *, title: str = "Replay") -> str:
     """One row per policy: means over runs, each with half of its 95 % interval where runs differ."""
     heads = ["policy", "accuracy %", "cost", "offloaded %", "final regret", "splits chosen"]
     rows = []
     for played in found.played:
-        splits = ", ".join(f"{k}: {share:.1%}" for k, share in played.splits.items())
+        splits = ", ".join(f"{k}: {share:.1%}" for k, share in played.splits.items() if share >= _SHOWN)
         rows.append(
             [
                 shown_name(played, found),
@@ -46,7 +49,7 @@ def shown_name(played: Played, found: Replay) -> str:
         for what, holds in (
             ("the final exit", played.name == "edge-only"),
             ("best fixed arm", played.name == best),
-            ("published: sees hidden answers", played.replay_only),
+            ("sees hidden answers", played.replay_only),
         )
         if holds
     ]
