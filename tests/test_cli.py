@@ -151,6 +151,20 @@ def test_run_writes_one_line_per_input_in_order_and_a_summary(digits_bundle, ima
     assert "5 inputs, 0 degraded, 0 failed" in done.stderr
 
 
+def test_run_goes_on_from_what_was_learned(tmp_path, digits_bundle, images, served):
+    state = tmp_path / "learned.json"
+    command = ("run", digits_bundle, images, "--server", served, "--policy", "splitee", "--alpha", "0.5")
+    for plays in (5, 10):
+        done = offramp(*command, "--state", state)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(state.read_text())["state"]["plays"] == plays
+    # The first run has played every arm once; the second does not begin anew.
+    assert [line["action"]["split"] for line in lines(done)][:3] != [0, 1, 2]
+    other = offramp("run", digits_bundle, images, "--server", served, "--policy", "i-splitee", "--state", state)
+    assert_clear_error(other, 1, "learned.json", "expected a state of i-splitee, got splitee's")
+    assert json.loads(state.read_text())["state"]["plays"] == 10
+
+
 def test_run_takes_images_pixels_and_inputs_alike(tmp_path, digits_bundle, digit_images, images):
     np.save(tmp_path / "pixels.npy", digit_images[0][:5])
     np.savez(tmp_path / "floats.npz", x=(digit_images[0][:5, None] / np.float32(255)).astype(np.float32))

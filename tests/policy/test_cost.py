@@ -44,17 +44,8 @@ def test_i_splitees_heads_are_free():
     assert PAPER.paid(3, False, heads=4) == PAPER.paid(3, False)
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"gamma": -0.1},
-        {"offload": -1},
-        {"gamma": math.nan},
-        {"offload": math.nan},
-        {"head": -0.1},
-        {"gamma": math.inf},
-    ],
-)
+@pytest.mark.parametrize("name", ["gamma", "offload", "head"])
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_negative_costs_are_refused(name, value):
     with pytest.raises(ConfigError, match="at least 0"):
         CostModel((1, 2), **{name: value})

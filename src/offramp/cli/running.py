@@ -79,8 +79,8 @@ def run(
     policy: Annotated[
         str,
         typer.Option(
-            help="`i-splitee`, `splitee`, `splitee-s`, `uee-ucb`, `cascade`, `random`, `edge-only`, `server-only`, "
-            "`split-K`, `split-K-all`."
+            help="`i-splitee`, `splitee`, `splitee-s`, `uee-ucb`, `cascade`, `random`, `edge-only`, "
+            "`server-only`, `split-K`, `split-K-all`."
         ),
     ] = "cascade",
     alpha: Annotated[

@@ -45,4 +45,4 @@ class SplitEE(SplitLearner):
     def update(self, action: Action, observation: Observation) -> None:
         """Learns the reward of the arm played."""
         k = self._played(action)
-        self._learn([None] * k + [self._reward(k, observation)])
+        self._learn([*(None,) * k, self._reward(k, observation)])

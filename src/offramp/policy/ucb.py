@@ -232,7 +232,7 @@ class UpperConfidence(Policy):
             what = "was told of a play before it chose one" if self._context is None else "has no such arm"
             raise ActionError(f"split {action.split}: {self.name} {what}; its arms are {self.arms}") from None
 
-    def _learn(self, values: Sequence[float | None]) -> None:
+    def _learn(self, values: list[float | None]) -> None:
         """Counts a play, and the rewards of arms 0, 1, … that it showed; None where nothing was shown."""
         counts, sums, means, scales = self._known
         if self._forgets:
@@ -246,7 +246,7 @@ class UpperConfidence(Policy):
                 means[i] = total / n
                 scales[i] = c / sqrt(n)
 
-    def _forget(self, values: Sequence[float | None]) -> None:
+    def _forget(self, values: list[float | None]) -> None:
         """Lets a play take its share of what was known, before it is learned from."""
         counts, sums, means, scales = self._known
         if self.window is None:
@@ -262,4 +262,4 @@ class UpperConfidence(Policy):
                     total = sums[i] = sums[i] - value if n else 0.0
                     means[i] = total / n if n else math.inf
                     scales[i] = self.c / math.sqrt(n) if n else 0.0
-        self._recent.append(list(values))
+        self._recent.append(values)
