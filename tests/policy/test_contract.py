@@ -40,7 +40,7 @@ WRONG = [
     *(("c", value) for value in (-1.0, math.nan, math.inf)),
     *(("audit", value) for value in (-0.1, 1.1, math.nan)),
     *(("discount", value) for value in (0.0, -1.0, 1.01, math.nan)),
-    *(("window", value) for value in (0, -3)),
+    *(("window", value) for value in (0, -3, 2.5, math.inf, math.nan)),
 ]
 
 

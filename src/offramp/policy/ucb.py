@@ -53,8 +53,10 @@ class UpperConfidence(Policy):
             raise ConfigError(f"mu and c must be at least 0 and finite, not {mu} and {c}")
         if not 0 < discount <= 1:
             raise ConfigError(f"a discount is above 0 and at most 1 (forgets nothing), not {discount}")
-        if window is not None and window < 1:
-            raise ConfigError(f"a window is at least 1 play, not {window}; None counts all plays")
+        if window is not None and (not isinstance(window, int) or window < 1):
+            raise ConfigError(
+                f"a window is a whole number of plays, at least 1, not {window}; None counts all plays"
+            )
         if window is not None and discount < 1:
             raise ConfigError(f"either a discount or a window, not both ({discount} and {window})")
         if not 0 <= audit <= 1:
