@@ -18,6 +18,7 @@ ALL = (
     "bundle.chain",
     "bundle.codecs",
     "bundle.int8",
+    "policy.decisions",
     "serving.roundtrip",
     "exits.width",
     "exits.cached",

@@ -21,6 +21,7 @@ ORDER = (
     "errors",
     "config",
     "tables",
+    "interval",
     "evalmode",
     "inputs",
     "datasets",
@@ -57,7 +58,17 @@ SPARSE = (
 )
 EXEMPT = {ROOT / "__init__.py", ROOT / "__main__.py"}
 MOST_LINES = 350
-BANNED = ("torch", "onnx", "onnxscript", "lightning", "matplotlib", "jinja2", "pooch", "prometheus_client")
+BANNED = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "lightning",
+    "matplotlib",
+    "jinja2",
+    "pooch",
+    "prometheus_client",
+    "numba",
+)
 
 
 def module_of(path):
@@ -147,6 +158,18 @@ def test_no_imports_go_round_in_a_circle():
     for module in graph:
         visit(module)
     assert len(done) > 20
+
+
+def test_numba_is_imported_in_one_place_and_only_when_it_is_called():
+    importing = {
+        name_of(path): node.col_offset
+        for path in SOURCES
+        for node in ast.walk(parsed(path))
+        if (isinstance(node, ast.Import) and any(alias.name.startswith("numba") for alias in node.names))
+        or (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("numba"))
+    }
+    assert set(importing) == {"policy/compiled.py"}
+    assert importing["policy/compiled.py"] > 0
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

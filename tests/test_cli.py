@@ -33,6 +33,7 @@ COMMANDS = (
     "tune",
     "quantize",
     "trace",
+    "replay",
     "serve",
     "run",
     "link",
@@ -148,6 +149,20 @@ def test_run_writes_one_line_per_input_in_order_and_a_summary(digits_bundle, ima
     assert [line["index"] for line in found] == list(range(5))
     assert all(line["status"] == "ok" and line["action"] and line["cost"] > 0 for line in found)
     assert "5 inputs, 0 degraded, 0 failed" in done.stderr
+
+
+def test_run_goes_on_from_what_was_learned(tmp_path, digits_bundle, images, served):
+    state = tmp_path / "learned.json"
+    command = ("run", digits_bundle, images, "--server", served, "--policy", "splitee", "--alpha", "0.5")
+    for plays in (5, 10):
+        done = offramp(*command, "--state", state)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(state.read_text())["state"]["plays"] == plays
+    # The first run has played every arm once; the second does not begin anew.
+    assert [line["action"]["split"] for line in lines(done)][:3] != [0, 1, 2]
+    other = offramp("run", digits_bundle, images, "--server", served, "--policy", "i-splitee", "--state", state)
+    assert_clear_error(other, 1, "learned.json", "expected a state of i-splitee, got splitee's")
+    assert json.loads(state.read_text())["state"]["plays"] == 10
 
 
 def test_run_takes_images_pixels_and_inputs_alike(tmp_path, digits_bundle, digit_images, images):
@@ -838,6 +853,7 @@ def test_reproduce_lists_every_study_and_each_its_own_options():
         assert "--quick" in offramp("reproduce", study, "--help").stdout
     assert "--seeds" in offramp("reproduce", "mlp", "--help").stdout
     assert "--seeds" not in offramp("reproduce", "resnet56", "--help").stdout
+    assert "--depths" in offramp("reproduce", "uee", "--help").stdout
     assert "--joint" in offramp("reproduce", "mobilenetv2", "--help").stdout
 
 
@@ -853,6 +869,8 @@ def test_reproduce_lists_every_study_and_each_its_own_options():
         (["resnet56", "--edge-slowdown", "0.5"], 2, ["--edge-slowdown must be at least 1"]),
         (["resnet56", "--delta", "2"], 2, ["--delta"]),
         (["mlp", "--data", "cifar10"], 2, ["the study mlp takes"]),
+        (["uee"], 1, ["traces/imdb_elasticbert_4exits.csv", "--trace FILE"]),
+        (["uee", "--depths", "1,x"], 2, ["--depths are whole numbers"]),
     ],
 )
 def test_reproduce_misused(arguments, code, words, tmp_path, monkeypatch):

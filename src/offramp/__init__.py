@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from offramp.policy.cascade import ThresholdCascade
     from offramp.policy.cost import CostModel
     from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
+    from offramp.policy.i_splitee import ISplitEE
     from offramp.policy.random import RandomArm
-    from offramp.policy.splitee import ISplitEE
+    from offramp.policy.splitee import SplitEE
+    from offramp.policy.splitee_s import SplitEES
+    from offramp.policy.uee import UEEUCB
     from offramp.runtime.modes import measure_modes
     from offramp.runtime.quantization import quantize_stages
     from offramp.runtime.result import Result
@@ -65,7 +68,7 @@ _NAMES = {
     "FeatureCache": "exits.cache",
     "FixedSplit": "policy.fixed",
     "GrpcServer": "serving.server",
-    "ISplitEE": "policy.splitee",
+    "ISplitEE": "policy.i_splitee",
     "JointLoss": "exits.objective",
     "MultiExit": "exits.network",
     "MultiExitModule": "exits.training",
@@ -83,11 +86,14 @@ _NAMES = {
     "SparseLinear": "sparse.layers",
     "SparsityConfig": "sparse.config",
     "SparsityReport": "sparse.report",
+    "SplitEE": "policy.splitee",
+    "SplitEES": "policy.splitee_s",
     "Stages": "runtime.stages",
     "StructuredPattern": "sparse.structured",
     "Tail": "runtime.tail",
     "ThresholdCascade": "policy.cascade",
     "TokenHead": "exits.heads",
+    "UEEUCB": "policy.uee",
     "best_cuts": "bundle.cuts",
     "bundle_from_onnx": "bundle.foreign",
     "calibrate": "exits.evaluation",
@@ -104,6 +110,7 @@ _NAMES = {
 }
 
 __all__ = [
+    "UEEUCB",
     "Action",
     "BlockPattern",
     "Bundle",
@@ -136,6 +143,8 @@ __all__ = [
     "SparseLinear",
     "SparsityConfig",
     "SparsityReport",
+    "SplitEE",
+    "SplitEES",
     "Stages",
     "StructuredPattern",
     "Tail",

@@ -24,8 +24,8 @@ from offramp.policy.base import Policy
 from offramp.policy.cascade import ThresholdCascade
 from offramp.policy.cost import CostModel
 from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
+from offramp.policy.i_splitee import ISplitEE
 from offramp.policy.random import RandomArm
-from offramp.policy.splitee import ISplitEE
 from offramp.recipes import EPOCHS, KINDS, Splits, Trained, load_splits, train
 from offramp.report.live import run_policies
 from offramp.report.page import report_page

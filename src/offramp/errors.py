@@ -21,6 +21,7 @@ OfframpError
 ├── TraceError               a trace that cannot be read or written, or does not agree with itself
 ├── InputError               an input of wrong name, shape or dtype, or not finite
 ├── ActionError              a policy chose what this edge cannot do
+├── PolicyStateError         a policy's state that is torn, foreign, or of other settings
 ├── StageError               the ONNX runtime failed in a stage
 └── ServerError              the server's side of an offload
     ├── ServerUnavailableError   nobody there, or the connection broke
@@ -114,6 +115,10 @@ class InputError(OfframpError, ValueError):
 
 class ActionError(OfframpError):
     """A policy chose what this edge cannot do."""
+
+
+class PolicyStateError(OfframpError):
+    """A policy's state that is torn, foreign, or of other settings."""
 
 
 class StageError(OfframpError):

@@ -30,7 +30,22 @@ def test_nothing_run_and_nothing_sent_is_free():
     assert PAPER.paid(-1, False) == 0.0
 
 
-@pytest.mark.parametrize("bad", [{"gamma": -0.1}, {"offload": -1}, {"gamma": math.nan}, {"offload": math.nan}])
-def test_negative_costs_are_refused(bad):
+def test_splitee_s_two_costs_are_one_model():
+    """λ(.8(i−1)+1) with one head and λ·i with all of them, at layer i from 1 of 12 (PAPERS.md §4)."""
+    lam = 0.1
+    model = CostModel(tuple(range(1, 13)), gamma=0.8 * lam, head=0.2 * lam, offload=3 * lam)
+    for i in range(1, 13):
+        assert model.paid(i - 1, False, heads=1) == pytest.approx(lam * (0.8 * (i - 1) + 1))
+        assert model.paid(i - 1, False, heads=i) == pytest.approx(lam * i)
+        assert model.paid(i - 1, True, heads=i) == pytest.approx(lam * i + 3 * lam)
+
+
+def test_i_splitees_heads_are_free():
+    assert PAPER.paid(3, False, heads=4) == PAPER.paid(3, False)
+
+
+@pytest.mark.parametrize("name", ["gamma", "offload", "head"])
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+def test_negative_costs_are_refused(name, value):
     with pytest.raises(ConfigError, match="at least 0"):
-        CostModel((1, 2), **bad)
+        CostModel((1, 2), **{name: value})

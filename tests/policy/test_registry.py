@@ -5,9 +5,12 @@ from offramp.policy.base import Context, Policy
 from offramp.policy.cascade import ThresholdCascade
 from offramp.policy.cost import CostModel
 from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
+from offramp.policy.i_splitee import ISplitEE
 from offramp.policy.random import RandomArm
 from offramp.policy.registry import POLICIES, make_policy
-from offramp.policy.splitee import ISplitEE
+from offramp.policy.splitee import SplitEE
+from offramp.policy.splitee_s import SplitEES
+from offramp.policy.uee import UEEUCB
 
 CONTEXT = Context(
     splits=(-1, 0, 1, 2),
@@ -32,6 +35,9 @@ def test_every_name_makes_a_policy_that_chooses_what_the_context_allows(name):
     ("name", "kind"),
     [
         ("i-splitee", ISplitEE),
+        ("splitee", SplitEE),
+        ("splitee-s", SplitEES),
+        ("uee-ucb", UEEUCB),
         ("cascade", ThresholdCascade),
         ("random", RandomArm),
         ("edge-only", EdgeOnly),
@@ -43,7 +49,7 @@ def test_names_mean_what_they_say(name, kind):
     assert type(make_policy(name)) is kind
 
 
-@pytest.mark.parametrize("name", ["i-splitee", "cascade", "random", "split-0"])
+@pytest.mark.parametrize("name", ["i-splitee", "splitee", "splitee-s", "cascade", "random", "split-0"])
 @pytest.mark.parametrize("alpha", [0.25, None])
 def test_alpha_is_handed_on(name, alpha):
     assert make_policy(name, alpha=alpha).alpha == alpha
@@ -67,6 +73,8 @@ def test_split_k_with_and_without_gate():
     ("name", "near"),
     [
         ("isplitee", "i-splitee"),
+        ("splitee_s", "splitee-s"),
+        ("uee", "uee-ucb"),
         ("cascades", "cascade"),
         ("edge", "edge-only"),
         ("Server-Only", "server-only"),
@@ -87,3 +95,23 @@ def test_a_name_like_none_lists_what_there_is():
     with pytest.raises(ConfigError) as caught:
         make_policy("qqq")
     assert all(name in str(caught.value) for name in POLICIES)
+
+
+def test_options_reach_the_policy():
+    policy = make_policy("splitee-s", audit=0.25, discount=0.9, mu=2.0)
+    assert (policy.audit, policy.discount, policy.mu) == (0.25, 0.9, 2.0)
+    assert make_policy("cascade", split=1).split == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "said"),
+    [
+        ("i-splitee", "audits", "did you mean 'audit'"),
+        ("splitee", "published", "splitee takes no option 'published'.*It takes: alpha, mu, c, discount, window"),
+        ("edge-only", "audit", "It takes: none"),
+        ("split-1", "audit", "split-1 takes no option 'audit'"),
+    ],
+)
+def test_an_unknown_option_is_answered_with_the_nearest(name, option, said):
+    with pytest.raises(ConfigError, match=said):
+        make_policy(name, **{option: 0.1})

@@ -22,7 +22,7 @@ from offramp.policy.base import Action, Policy
 from offramp.policy.cascade import ThresholdCascade
 from offramp.policy.cost import CostModel
 from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
-from offramp.policy.splitee import ISplitEE
+from offramp.policy.i_splitee import ISplitEE
 from offramp.runtime.breaker import CircuitBreaker
 from offramp.runtime.edge import Edge
 from offramp.runtime.stages import Stages
@@ -658,6 +658,44 @@ def test_a_learner_in_the_loop_finds_the_arm(make_edge, tail, says):
     # Arm 0: .96 − .8 = .16; arm 2: .95 − .9 = .05; arm 3: .96 − 1.2 < 0.
     assert [r.action.split for r in results[-50:]].count(0) >= 45
     assert policy.counts[0] > policy.counts[2]
+
+
+def test_what_only_a_replay_can_learn_from_is_refused(make_edge, tail):
+    with pytest.raises(ConfigError, match=r"i-splitee.*published"):
+        make_edge(tail, ISplitEE(published=True))
+
+
+def test_labels_are_told_of_the_exits_that_ran_on_the_edge(make_edge, tail, says):
+    policy = Script(Action(2, (2,), watch=(0,)), Action(0, (0,)), Action(3))
+    edge = make_edge(tail, policy)
+    results = [edge.infer(says(UNSURE)) for _ in range(3)]
+    assert [set(seen.labels) for seen in policy.seen] == [{0, 2}, {0}, {3}]
+    assert all(seen.labels.keys() == seen.confidences.keys() for seen in policy.seen)
+    assert policy.seen[2].labels[3] == results[2].label
+    assert all(seen.hidden_final is None for seen in policy.seen)
+
+
+def test_heads_are_paid_for_where_they_cost(make_edge, tail, says):
+    cost = CostModel((1, 2, 3, 4), gamma=1.0, offload=10.0, head=0.1)
+    actions = (
+        Action(2, (2,), watch=(0,)),
+        Action(2, (2,)),
+        Action(2),
+        Action(3, watch=(0, 2)),
+        Action(3),
+        Action(-1),
+    )
+    edge = make_edge(tail, Script(*actions), cost=cost)
+    paid = [edge.infer(says(UNSURE)).cost for _ in actions]
+    assert paid == pytest.approx([13.2, 13.1, 13.0, 4.3, 4.1, 10.0])
+
+
+def test_an_audit_is_offloaded_and_paid_for(make_edge, tail, says):
+    policy = ISplitEE(alpha=0.5, audit=1.0)
+    result = make_edge(tail, policy).infer(says(UNSURE))
+    assert (result.action, result.where) == (Action(0, watch=(0,)), "server")
+    assert result.cost == pytest.approx(0.8)
+    assert policy.means[0] == pytest.approx(0.6 - 0.3)  # what its gate would have earned
 
 
 # --- time -----------------------------------------------------------------------------------------------

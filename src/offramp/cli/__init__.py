@@ -18,6 +18,7 @@ from offramp.cli.bundles import export, inspect, profile
 from offramp.cli.cuts import cuts
 from offramp.cli.modes import modes
 from offramp.cli.quantizing import quantize
+from offramp.cli.replaying import replay
 from offramp.cli.running import link, run, serve
 from offramp.cli.studies import reproduce
 from offramp.cli.tracing import trace
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 # In the order in which `offramp --help` lists them.
 for _command in (
-    demo, train, inspect, cuts, modes, profile, tune, quantize, trace, serve, run, link, export,
+    demo, train, inspect, cuts, modes, profile, tune, quantize, trace, replay, serve, run, link, export,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(reproduce, name="reproduce")

@@ -79,7 +79,8 @@ def run(
     policy: Annotated[
         str,
         typer.Option(
-            help="`i-splitee`, `cascade`, `random`, `edge-only`, `server-only`, `split-K`, `split-K-all`."
+            help="`i-splitee`, `splitee`, `splitee-s`, `uee-ucb`, `cascade`, `random`, `edge-only`, "
+            "`server-only`, `split-K`, `split-K-all`."
         ),
     ] = "cascade",
     alpha: Annotated[
@@ -95,6 +96,10 @@ def run(
     ] = None,
     edge_slowdown: SlowdownOption = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="For policies that draw.")] = 0,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="A file that keeps what the policy learned: read if it is there, written at the end."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A file for the JSON lines, instead of the output.")] = None,
 ) -> None:
     """Runs inputs through the edge: one JSON line per input on the output, a summary on the error output.
@@ -102,6 +107,7 @@ def run(
     Without --server everything is answered here. Exits with 1 if any input failed.
     """
     from offramp.connect import Edge
+    from offramp.policy.memory import load_state, save_state
     from offramp.policy.registry import make_policy
     from offramp.report.live import run_files
     from offramp.runtime.sources import find_inputs
@@ -121,7 +127,13 @@ def run(
         ) as edge,
         _sink(out) as sink,
     ):
-        results = run_files(edge, files, sink, Console(stderr=True))
+        if state is not None and state.exists():
+            load_state(chosen, state, edge.bundle.digest)
+        try:
+            results = run_files(edge, files, sink, Console(stderr=True))
+        finally:
+            if state is not None:
+                save_state(chosen, state, edge.bundle.digest)
     if any(result.status == "failed" for result in results):
         raise typer.Exit(1)
 

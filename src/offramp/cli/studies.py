@@ -10,6 +10,7 @@ from rich.console import Console
 
 from offramp.cli.extras import needs_extra
 from offramp.cli.options import DeltaOption, MaxDropOption, checked_delta
+from offramp.cli.replaying import parse_depths
 
 __all__ = ["reproduce"]
 
@@ -17,8 +18,8 @@ reproduce = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="Repeats a paper's experiments, or maps where its ideas pay: a table, a picture, and JSON.\n\n"
-    "Studies take from half an hour to two hours on two cores. Ctrl-C stops them; the same command goes on from "
-    "there. `--quick` shows within a minute whether everything runs.",
+    "Studies that train take from half an hour to two hours on two cores. Ctrl-C stops them; the same command "
+    "goes on from there. `--quick` shows within a minute whether everything runs.",
 )
 
 GreyOption = Annotated[
@@ -176,6 +177,30 @@ def mobilenetv2(
         quick=quick,
     )
     _say(*study_mobilenetv2(settings, data, side, _console()))
+
+
+@reproduce.command()
+def uee(
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A table of predicted classes, the true class last; IMDb's if left out."
+        ),
+    ] = None,
+    depths: Annotated[
+        str, typer.Option(metavar="L,L,...", help="The layers on the path to each exit; the last one costs 1.")
+    ] = "1,3,7,12",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs, each in an order of its own.")] = 20,
+    out: OutOption = EVIDENCE,
+) -> None:
+    """UEE-UCB (arXiv 2209.09480): choosing an exit without labels, on published predictions; takes a minute.
+
+    The table lies in `$OFFRAMP_DATA/traces`: ElasticBERT's exits after layers 1, 3, 7 and 12 on 50,000 reviews.
+    """
+    with needs_extra("reproduce uee", "report"):
+        from offramp.reproduce.uee import UeeSettings, study_uee
+
+    _say(*study_uee(UeeSettings(trace, parse_depths(depths), seeds, out), _console()))
 
 
 def _sparse(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from offramp.bundle.manifest import travel_key
-from offramp.errors import ActionError
+from offramp.errors import ActionError, PolicyStateError
 from offramp.policy.cost import CostModel
 
 __all__ = ["Action", "Context", "Observation", "Policy"]
@@ -85,6 +86,7 @@ class Observation:
 
     Attributes:
         confidences: By exit, the confidence of every exit that was evaluated on the edge.
+        labels: By exit, the class that it named, of the same exits.
         final_confidence: The last exit's, where it was run, here or on the server; None if not seen.
         exit: The exit that answered; None if nothing did.
         confidence: The answer's confidence, 0 if nothing answered.
@@ -93,9 +95,12 @@ class Observation:
         cost: What was paid, by the edge's `CostModel`.
         latency_ms: From input to answer.
         payload_bytes: Bytes of the tensors that were sent, before the transport compressed them.
+        hidden_final: The last exit's confidence although nobody saw it; only a replay knows it, and only
+            policies that are `replay_only` may read it.
     """
 
     confidences: Mapping[int, float] = field(default_factory=dict)
+    labels: Mapping[int, int] = field(default_factory=dict)
     final_confidence: float | None = None
     exit: int | None = None
     confidence: float = 0.0
@@ -104,6 +109,7 @@ class Observation:
     cost: float = 0.0
     latency_ms: float = 0.0
     payload_bytes: int = 0
+    hidden_final: float | None = None
 
 
 class Policy(ABC):
@@ -112,10 +118,14 @@ class Policy(ABC):
     Attributes:
         name: As the command line and the results call it.
         alpha: The gates' threshold; None takes the bundle's own.
+        replay_only: Whether it learns from what nobody can see, and so plays on recorded traces only.
+        constant: Whether the same context always brings the same action; a replay then asks once.
     """
 
     name: str = "policy"
     alpha: float | None = None
+    replay_only: bool = False
+    constant: bool = False
 
     @abstractmethod
     def choose(self, context: Context) -> Action:
@@ -123,6 +133,19 @@ class Policy(ABC):
 
     def update(self, action: Action, observation: Observation) -> None:  # noqa: B027
         """Learns from what was seen; policies that do not learn leave it out."""
+
+    def state(self) -> dict[str, Any]:
+        """What was learned, as JSON values; of a policy that does not learn, its name."""
+        return {"policy": self.name}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` gave.
+
+        Raises:
+            PolicyStateError: No state, another policy's, or of other settings.
+        """
+        if state != self.state():
+            raise PolicyStateError(f"expected the state of {self.name}, {self.state()}, got {state!r:.200}")
 
     def threshold(self, context: Context, exit_index: int) -> float:
         """What an exit's confidence must reach to answer."""

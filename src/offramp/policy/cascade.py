@@ -18,6 +18,7 @@ class ThresholdCascade(Policy):
     """
 
     name = "cascade"
+    constant = True
 
     def __init__(
         self, *, alpha: float | None = None, exits: tuple[int, ...] | None = None, split: int | None = None

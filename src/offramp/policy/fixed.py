@@ -20,6 +20,8 @@ class FixedSplit(Policy):
         ConfigError: A split below −1.
     """
 
+    constant = True
+
     def __init__(self, split: int, *, gated: bool = True, alpha: float | None = None) -> None:
         if split < -1:
             raise ConfigError(f"a split is −1 (send the input) or more, not {split}")
@@ -44,6 +46,7 @@ class EdgeOnly(Policy):
     """Runs the whole network on the edge, always; the deepest stage where it does not hold the last."""
 
     name = "edge only"
+    constant = True
 
     def choose(self, context: Context) -> Action:
         """The deepest split."""

@@ -6,7 +6,7 @@ A trace file is a NumPy archive without pickles. Its arrays:
 |---|---|---|
 | `format` | int64, () | 1 |
 | `prediction` | uint16, (samples, exits) | the class that each exit names; the last exit's last |
-| `confidence` | uint16, (samples, exits) | after the exit's temperature, in the tuning's measure, times 65,535 |
+| `confidence` | uint16, (samples, exits) | after temperature, times 65,535, in the tuning's measure; optional |
 | `label` | int32, (samples,) | the true class, −1 where it is not known |
 | `meta` | bytes as uint8, (n,) | the fields of `TraceMeta` as JSON |
 """
@@ -33,7 +33,7 @@ __all__ = ["FORMAT", "Trace", "TraceMeta"]
 FORMAT: Literal[1] = 1
 #: Confidences are kept to 1/65,535: half the bytes of float32, whose last bits say nothing.
 _STEPS = 65_535
-_ARRAYS = ("format", "prediction", "confidence", "label", "meta")
+_ARRAYS = ("format", "prediction", "label", "meta")
 
 _Count = Annotated[int, Field(ge=0)]
 _Ms = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -50,11 +50,12 @@ class TraceMeta(Config):
         seed: The distortion's seed.
         confidence: The measure of confidence.
         exits: Per column of the trace, which exit it is; the last one is the network's own output.
-        stage_ms: Per stage, the median milliseconds of one sample on the machine that traced.
+        depths: Per stage ℓ, the layers on the path to its end.
+        stage_ms: Per stage, the median milliseconds of one sample on the machine that traced; empty where nobody
+            measured, as the three that follow.
         exit_ms: Per column, the head's milliseconds; 0 for the last.
         stage_macs: Per stage, multiply-accumulates of one sample.
         exit_macs: Per column, the head's.
-        depths: Per stage ℓ, the layers on the path to its end.
         cut_bytes: Per mode, the bytes of each cut, the input (cut −1) first; None where a cut lacks the mode.
     """
 
@@ -65,16 +66,16 @@ class TraceMeta(Config):
     seed: int = 0
     confidence: Confidence = "max_softmax"
     exits: tuple[_Count, ...]
-    stage_ms: tuple[_Ms, ...]
-    exit_ms: tuple[_Ms, ...]
-    stage_macs: tuple[_Count, ...]
-    exit_macs: tuple[_Count, ...]
     depths: tuple[_Count, ...]
+    stage_ms: tuple[_Ms, ...] = ()
+    exit_ms: tuple[_Ms, ...] = ()
+    stage_macs: tuple[_Count, ...] = ()
+    exit_macs: tuple[_Count, ...] = ()
     cut_bytes: dict[str, tuple[_Count | None, ...]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _agree(self) -> TraceMeta:
-        stages, columns = len(self.stage_ms), len(self.exits)
+        stages, columns = len(self.depths), len(self.exits)
         if (
             not stages
             or not columns
@@ -83,12 +84,12 @@ class TraceMeta(Config):
         ):
             raise ValueError(f"exits {self.exits} do not go with {stages} stages: they ascend to the last stage's")
         for name, wanted in (
+            ("stage_ms", stages),
             ("exit_ms", columns),
             ("stage_macs", stages),
             ("exit_macs", columns),
-            ("depths", stages),
         ):
-            if len(getattr(self, name)) != wanted:
+            if len(getattr(self, name)) not in (0, wanted):
                 raise ValueError(f"{name} holds {len(getattr(self, name))} values, not {wanted}")
         for mode, per_cut in self.cut_bytes.items():
             if len(per_cut) != stages:
@@ -102,7 +103,7 @@ class Trace:
 
     Attributes:
         prediction: (samples, exits) class indices, the last exit's last.
-        confidence: (samples, exits), in [0, 1].
+        confidence: (samples, exits), in [0, 1]; None where only predictions are known.
         label: (samples,) class indices, −1 where unknown.
         meta: Where it comes from, and what each step cost.
 
@@ -111,7 +112,7 @@ class Trace:
     """
 
     prediction: NDArray[np.int32]
-    confidence: NDArray[np.float32]
+    confidence: NDArray[np.float32] | None
     label: NDArray[np.int32]
     meta: TraceMeta
 
@@ -124,15 +125,15 @@ class Trace:
         }
         for name, (dtype, shape) in wanted.items():
             array = getattr(self, name)
+            if array is None:
+                continue
             if array.dtype != dtype or array.shape != shape:
                 raise TraceError(
                     f"{name}: expected {np.dtype(dtype)} of shape {shape}, got {array.dtype} of {array.shape}"
                 )
         if not n:
             raise TraceError("a trace needs at least one sample")
-        if not (
-            np.isfinite(self.confidence).all() and (self.confidence >= 0).all() and (self.confidence <= 1).all()
-        ):
+        if self.confidence is not None and not ((self.confidence >= 0) & (self.confidence <= 1)).all():
             raise TraceError("confidence: values outside [0, 1], or not finite")
         if self.prediction.min() < 0 or self.label.min() < -1:
             raise TraceError("prediction or label: class indices below 0")
@@ -163,10 +164,11 @@ class Trace:
         arrays: dict[str, Any] = {
             "format": np.int64(FORMAT),
             "prediction": self.prediction.astype(np.uint16),
-            "confidence": np.round(self.confidence.astype(np.float64) * _STEPS).astype(np.uint16),
             "label": self.label,
             "meta": np.frombuffer(self.meta.model_dump_json().encode(), np.uint8),
         }
+        if self.confidence is not None:
+            arrays["confidence"] = np.round(self.confidence.astype(np.float64) * _STEPS).astype(np.uint16)
         packed = io.BytesIO()
         np.savez_compressed(packed, **arrays)
         try:
@@ -198,9 +200,10 @@ class Trace:
         try:
             meta = TraceMeta.model_validate_json(arrays["meta"].tobytes())
             for name in ("prediction", "confidence"):
-                if arrays[name].dtype != np.uint16:
+                if name in arrays and arrays[name].dtype != np.uint16:
                     raise TraceError(f"{name}: expected uint16, got {arrays[name].dtype}")
-            confidence = (arrays["confidence"] / _STEPS).astype(np.float32)
+            steps = arrays.get("confidence")
+            confidence = None if steps is None else (steps / _STEPS).astype(np.float32)
             return cls(arrays["prediction"].astype(np.int32), confidence, arrays["label"], meta)
         except (ValidationError, TraceError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)

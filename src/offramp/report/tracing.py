@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 from offramp.replay.trace import Trace
 from offramp.tables import bytes_text, count_text, table_text
 
@@ -12,23 +10,22 @@ __all__ = ["trace_text"]
 
 def trace_text(trace: Trace) -> str:
     """Per exit its accuracy and confidence, what it takes to get there, and the bytes of the cut that feeds it."""
-    meta, accuracy = trace.meta, trace.accuracy
-    stage_ms, stage_macs = ([0.0, *itertools.accumulate(of)] for of in (meta.stage_ms, meta.stage_macs))
+    meta, accuracy, confidence = trace.meta, trace.accuracy, trace.confidence
     rows = []
     for column, exit_index in enumerate(meta.exits):
         last = column == len(meta.exits) - 1
         # A cascade evaluates the heads on the way as well.
-        macs = stage_macs[exit_index + 1] + sum(meta.exit_macs[: column + 1])
-        ms = stage_ms[exit_index + 1] + sum(meta.exit_ms[: column + 1])
+        macs = sum(meta.stage_macs[: exit_index + 1]) + sum(meta.exit_macs[: column + 1])
+        ms = sum(meta.stage_ms[: exit_index + 1]) + sum(meta.exit_ms[: column + 1])
         sizes = [per_cut[exit_index + 1] for per_cut in meta.cut_bytes.values()] if not last else []
         rows.append(
             [
                 f"exit {exit_index}" + (", the last" if last else ""),
                 str(meta.depths[exit_index]),
                 f"{100 * accuracy[column]:.2f}",
-                f"{100 * float(trace.confidence[:, column].mean()):.1f}",
-                count_text(macs),
-                f"{ms:.3g}",
+                "-" if confidence is None else f"{100 * float(confidence[:, column].mean()):.1f}",
+                count_text(macs) if meta.stage_macs else "-",
+                f"{ms:.3g}" if meta.stage_ms else "-",
                 ", ".join(
                     f"{mode} {bytes_text(size)}"
                     for mode, size in zip(meta.cut_bytes, sizes, strict=False)

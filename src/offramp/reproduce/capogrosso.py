@@ -22,10 +22,11 @@ from offramp.exits.confidence import softmax
 from offramp.exits.heads import PooledHead
 from offramp.exits.network import MultiExit
 from offramp.exits.objective import JointLoss
+from offramp.interval import mean
 from offramp.reproduce.images import held_out, images
 from offramp.reproduce.loop import Protocol, Samples, logits_of, train
 from offramp.reproduce.networks import he_normal_, mlp
-from offramp.reproduce.study import Job, Outcome, mean
+from offramp.reproduce.study import Job, Outcome
 from offramp.sparse.block import Layout
 from offramp.sparse.clash_free import ClashFreePattern
 from offramp.sparse.density import density_from_d_out

@@ -14,7 +14,7 @@ from offramp.errors import OfframpError
 from offramp.policy.base import Policy
 from offramp.policy.cascade import ThresholdCascade
 from offramp.policy.fixed import EdgeOnly, ServerOnly
-from offramp.policy.splitee import ISplitEE
+from offramp.policy.i_splitee import ISplitEE
 from offramp.report.live import run_policies
 from offramp.report.rows import Row, summarise
 from offramp.runtime.evaluation import batches

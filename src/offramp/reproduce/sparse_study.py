@@ -11,11 +11,12 @@ from typing import Any
 from rich.console import Console
 
 from offramp.errors import ConfigError
+from offramp.interval import interval, mean
 from offramp.policy.energy import EnergyModel
 from offramp.report.curves import Panel, curves, placements_picture
 from offramp.reproduce import capogrosso, regimes
 from offramp.reproduce.images import COLOUR, GREY
-from offramp.reproduce.study import Outcome, interval, mean, origin, run_jobs, write_study
+from offramp.reproduce.study import Outcome, origin, run_jobs, write_study
 from offramp.reproduce.title import placements, title_table
 from offramp.reproduce.verdicts import curve_of, regimes_table, sentences
 from offramp.tables import count_text, table_text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import os
 import signal
@@ -22,14 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from offramp.errors import ConfigError, OfframpError
 
-__all__ = ["Job", "Outcome", "interval", "mean", "origin", "run_jobs", "write_study"]
+__all__ = ["Job", "Outcome", "origin", "run_jobs", "write_study"]
 
 #: What one training is told, and what it leaves: JSON values.
 Job = Mapping[str, Any]
 Outcome = dict[str, Any]
-
-#: Two-sided 95 % points of Student's t for 1 to 9 degrees of freedom.
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def run_jobs(
@@ -150,38 +146,22 @@ def _recorded(record: Path) -> tuple[dict[str, Outcome], bool]:
     return found, text[-1:] in ("", "\n")
 
 
-def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean."""
-    return sum(values) / len(values)
-
-
-def interval(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of the mean, by Student's t; 0 for a single value."""
-    n = len(values)
-    if n < 2:
-        return 0.0
-    middle = mean(values)
-    deviation = math.sqrt(sum((v - middle) ** 2 for v in values) / (n - 1))
-    return _t95(n - 1) * deviation / math.sqrt(n)
-
-
-def _t95(freedom: int) -> float:
-    """The two-sided 95 % point of Student's t; beyond the table by its expansion (Fisher and Cornish 1960)."""
-    if freedom <= len(_T95):
-        return _T95[freedom - 1]
-    z, v = 1.959964, freedom
-    terms = (z**3 + z) / (4 * v), (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-    return z + sum(terms) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-
-
 def origin(command: str) -> dict[str, Any]:
     """Where figures come from: the command, the time, the versions."""
     return {
         "command": command,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cores": os.cpu_count(),
-        "versions": {name: metadata.version(name) for name in ("offramp", "torch", "numpy")},
+        "versions": {name: _version(name) for name in ("offramp", "torch", "numpy")},
     }
+
+
+def _version(name: str) -> str | None:
+    """A package's version; None if it is not installed, as torch where nothing is trained."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def write_study(folder: Path, name: str, *, text: str, pictures: Mapping[str, str], figures: Any) -> list[Path]:

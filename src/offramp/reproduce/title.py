@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from offramp.interval import interval, mean
 from offramp.policy.energy import EnergyModel
 from offramp.reproduce.capogrosso import name_of
-from offramp.reproduce.study import Outcome, interval, mean
+from offramp.reproduce.study import Outcome
 from offramp.tables import bytes_text, count_text, table_text
 
 __all__ = ["Placement", "placements", "title_table"]

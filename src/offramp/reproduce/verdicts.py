@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from offramp.interval import interval, mean
 from offramp.report.curves import Curve
-from offramp.reproduce.study import Outcome, interval, mean
+from offramp.reproduce.study import Outcome
 from offramp.tables import count_text, table_text
 
 __all__ = ["curve_of", "regimes_table", "sentences"]

@@ -62,7 +62,7 @@ class Edge:
 
     Raises:
         BundleError: The bundle cannot be trusted or read.
-        ConfigError: A deadline that is not positive.
+        ConfigError: A deadline that is not positive, or a policy that plays in replays only.
     """
 
     def __init__(
@@ -86,6 +86,10 @@ class Edge:
             raise ConfigError(f"link_mbps must be above 0, not {link_mbps}")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.policy = policy or EdgeOnly()
+        if self.policy.replay_only:
+            raise ConfigError(
+                f"{self.policy.name} learns from what only a replay knows (published); make it without, with audit"
+            )
         self.deadline_ms = deadline_ms
         self.breaker = breaker or CircuitBreaker(clock=clock)
         self._server, self._clock = server, clock
@@ -159,7 +163,7 @@ class Edge:
             answer, where = self._fall_back(trip), "edge"
             status = "failed" if answer is None else "degraded"
         total_ms = self._spent_ms(trip)
-        cost = self.context.cost.paid(trip.stage, trip.sent)
+        cost = self.context.cost.paid(trip.stage, trip.sent, trip.heads)
         self.policy.update(action, trip.observation(answer, self.context.last, total_ms, cost))
         latency = Latency(total_ms, trip.edge_ms, trip.link_ms, trip.server_ms)
         belief = None if answer is None else trip.beliefs[answer]

@@ -41,6 +41,11 @@ class Trip:
     sent: bool = False
     error: str | None = None
 
+    @property
+    def heads(self) -> int:
+        """How many exits were evaluated on the edge."""
+        return sum(i <= self.stage for i in self.beliefs)
+
     def observation(self, answer: int | None, last: int, total_ms: float, cost: float) -> Observation:
         """What was really seen, for the policy.
 
@@ -50,8 +55,10 @@ class Trip:
             total_ms: Milliseconds from input to answer.
             cost: What was paid.
         """
+        here = {i: belief for i, belief in self.beliefs.items() if i <= self.stage}
         return Observation(
-            confidences={i: belief.confidence for i, belief in self.beliefs.items() if i <= self.stage},
+            confidences={i: belief.confidence for i, belief in here.items()},
+            labels={i: belief.label for i, belief in here.items()},
             final_confidence=self.beliefs[last].confidence if last in self.beliefs else None,
             exit=answer,
             confidence=0.0 if answer is None else self.beliefs[answer].confidence,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from offramp.errors import ActionError, ConfigError
 from offramp.policy.base import Action, Context, Observation
 from offramp.policy.cost import CostModel
-from offramp.policy.splitee import ISplitEE
+from offramp.policy.i_splitee import ISplitEE
 
 
 def context(n=3, *, splits=None, exits=None, thresholds=None, depths=None):
@@ -138,7 +138,8 @@ def test_every_arm_is_played_once_first_the_shallowest_first():
 def test_of_equal_indices_the_shallowest():
     ctx, policy = context(), ISplitEE(alpha=0.5, mu=0.0)
     play(policy, ctx, [(0.7, 0.7, 0.7)], 0.5)  # arm 0 seen once
-    policy.counts, policy.means = {0: 4, 1: 4, 2: 4}, {0: 0.7, 1: 0.7, 2: 0.7}
+    policy.restore({**policy.state(), "counts": [4, 4, 4], "sums": [2.8, 2.8, 2.8]})
+    assert policy.means == {0: 0.7, 1: 0.7, 2: 0.7}
     assert policy.choose(ctx).split == 0
 
 
