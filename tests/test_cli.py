@@ -527,6 +527,8 @@ def test_modes_shows_what_every_mode_costs_and_keeps_the_choice(tunable, held_ou
     for word in ("edge's MACs", "uint8c", "uint4", "uint2", "pays below", "the first 400 of all samples in"):
         assert word in shown.stdout
     assert "only you know" in shown.stderr
+    assert "+0.00" in shown.stdout
+    assert "-0.00" not in shown.stdout
     done = offramp(
         "modes", tunable, "--dataset", held_out, "--limit", "400", "--write", "--max-loss", "1", "--json"
     )

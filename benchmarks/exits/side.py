@@ -18,6 +18,7 @@ from offramp.recipes import Splits, load_splits
 from offramp.reproduce.loop import Protocol, Samples, logits_of, train
 from offramp.reproduce.mobilenet import FEATURES, mobilenetv2
 from offramp.reproduce.subjects import mobilenetv2_subject
+from offramp.reproduce.trainings import PASS
 from offramp.tables import table_text
 
 SIDES: tuple[int, ...] = (96, 128, 160)
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures[str(side)] = {"accuracy": accuracy, "ms": ms}
         rows.append([str(side), f"{100 * accuracy:.1f}", f"{ms:.1f}"])
     title = f"MobileNetV2 on CIFAR-10, {images} images, accuracy on {held_out} held out of training"
-    print(table_text(title, ["side", "accuracy %", "ms per image"], rows, caption="torch, batches of 100"))
+    print(table_text(title, ["side", "accuracy %", "ms per image"], rows, caption=f"torch, batches of {PASS}"))
     print(f"written: {write_json(arguments, {'sides': figures})}")
 
 
@@ -62,7 +63,7 @@ def _features(net: nn.Module, splits: Splits, part: str, n: int) -> Samples:
     data = getattr(splits, part).take(slice(n))
     columns: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
-        for x, y in splits.batches(data):
+        for x, y in splits.batches(data, size=PASS):
             columns.append((net(x), y))
     return Samples(torch.cat([x for x, _ in columns]), torch.cat([y for _, y in columns]))
 

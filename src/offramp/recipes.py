@@ -57,14 +57,16 @@ class Splits(Parts):
         p = self.preprocessing
         return torch.zeros(1, 1 if p.color == "grey" else 3, p.height, p.width)
 
-    def batches(self, part: ImageData, *, shuffle_seed: int | None = None) -> DataLoader[tuple[Tensor, ...]]:
+    def batches(
+        self, part: ImageData, *, shuffle_seed: int | None = None, size: int = BATCH
+    ) -> DataLoader[tuple[Tensor, ...]]:
         """Batches of inputs and labels, preprocessed as the bundle's manifest will say."""
         data = _Inputs(part, self.preprocessing)
         if shuffle_seed is None:
             order: RandomSampler | SequentialSampler = SequentialSampler(data)
         else:
             order = RandomSampler(data, generator=torch.Generator().manual_seed(shuffle_seed))
-        return DataLoader(data, sampler=BatchSampler(order, BATCH, drop_last=False), batch_size=None)
+        return DataLoader(data, sampler=BatchSampler(order, size, drop_last=False), batch_size=None)
 
 
 class _Inputs(Dataset[tuple[Tensor, Tensor]]):

@@ -307,8 +307,9 @@ def test_a_file_that_is_no_onnx_is_refused_even_with_the_right_hash(plant: Calla
         lambda t: t["temperatures"].__setitem__(0, -1),
         lambda t: t["temperatures"].__setitem__(0, float("nan")),
         lambda t: t["thresholds"].__setitem__(0, "high"),
+        lambda t: t.update(mode="uint16"),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_tuning_that_does_not_fit_is_refused(edit: Edit, how: Callable[[Any], Any]) -> None:
     with pytest.raises(BundleManifestError, match=r"tuning\.json"):
@@ -476,6 +477,11 @@ def test_a_bundle_behind_a_link_is_replaced_or_refused(digits_bundle: Path, bund
     else:
         assert Bundle.load(link).manifest.name == "other"
     assert set(os.listdir(bundle_copy.parent)) == {bundle_copy.name, "current"}
+
+
+def test_a_usual_mode_that_no_cut_has_is_named(edit: Edit) -> None:
+    with pytest.raises(BundleManifestError, match="no cut has the mode 'uint-4'; there is float, uint8"):
+        Bundle.load(edit(lambda t: t.update(mode="uint-4"), "tuning.json"))
 
 
 # --- a new tuning ----------------------------------------------------------------------------------------

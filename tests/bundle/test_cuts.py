@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -24,9 +21,6 @@ from offramp.bundle.onnxload import load_onnx, prepared
 from offramp.bundle.partition import graph_cost, partition
 from offramp.bundle.shapes import feed_of, session
 from offramp.errors import ConfigError, ExportError
-
-WEIGHTS = Path(os.environ.get("OFFRAMP_DATA", "/nonexistent")) / "weights"
-needs_weights = pytest.mark.skipif(not WEIGHTS.is_dir(), reason="no published weights in $OFFRAMP_DATA/weights")
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -364,35 +358,31 @@ def test_what_is_multiplied() -> None:
 # --- real networks --------------------------------------------------------------------------------------
 
 
-def torch_model(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, WEIGHTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def resnet56() -> tuple[Any, int]:
-    return torch_model("resnet_cifar_torch").load(WEIGHTS / "resnet56-4bfd9763.th", 56), 32
+    from offramp.reproduce.resnet import CifarResNet
+
+    return CifarResNet(56), 32
 
 
 def mobilenet() -> tuple[Any, int]:
-    file = WEIGHTS / "mobilenetv2_1.0_224_imagenet_int8.npz"
-    return torch_model("mobilenetv2_torch").load_int8_npz(file), 64
+    from offramp.reproduce.mobilenet import MobileNetV2
+
+    return MobileNetV2(), 64
 
 
 @pytest.fixture(scope="module", params=[resnet56, mobilenet])
-def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelProto, int]:
+def well_known(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelProto, int]:
     """Exported by torch as its users do, and the multiply-accumulates that torch's layers make."""
     import torch
     from torch import nn
 
     from offramp.bundle.export import quiet_exporter
 
+    torch.manual_seed(0)
     net, size = request.param()
+    net.eval()
     x = torch.zeros(1, 3, size, size)
-    file = tmp_path_factory.mktemp("published") / "net.onnx"
+    file = tmp_path_factory.mktemp("well-known") / "net.onnx"
     axes = {"input": {0: "batch"}}
     with quiet_exporter():
         torch.onnx.export(net, (x,), file, dynamo=False, input_names=["input"], dynamic_axes=axes)
@@ -404,10 +394,9 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return load_onnx(file), sum(macs)
 
 
-@needs_weights
-def test_published_networks(published: tuple[ModelProto, int]) -> None:
+def test_well_known_networks(well_known: tuple[ModelProto, int]) -> None:
     """Cut at all places at once, at a few alone, and where the fewest bytes cross."""
-    model, macs = published
+    model, macs = well_known
     found = find_cuts(model)
     assert len(found) > 50
     assert sum(cut.bottleneck for cut in found) >= 1
@@ -420,9 +409,8 @@ def test_published_networks(published: tuple[ModelProto, int]) -> None:
     check_chain(model, best)
 
 
-@needs_weights
 @pytest.mark.slow
-def test_published_networks_at_every_place(published: tuple[ModelProto, int]) -> None:
-    model, _ = published
+def test_well_known_networks_at_every_place(well_known: tuple[ModelProto, int]) -> None:
+    model, _ = well_known
     for cut in find_cuts(model):
         check_chain(model, [cut])

@@ -358,3 +358,15 @@ def test_no_torch_is_loaded(file: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_cuts_through_which_only_indices_cross_have_no_usual_mode_but_float(tmp_path: Path) -> None:
+    net = Builder()
+    kept = net.add("Add", "ids", net.ints(1))
+    mean = net.add("ReduceMean", net.add("Gather", net.weight(12, 8), kept), axes=[1], keepdims=0)
+    net.nodes.append(onnx.helper.make_node("Gemm", [mean, net.weight(8, 3), net.weight(3)], ["y"]))
+    model = net.model([value("ids", "N", 6, kind=onnx.TensorProto.INT64)], [value("y", "N", 3)])
+    ids = np.random.default_rng(0).integers(0, 10, (20, 6))
+    bundle = bundle_from_onnx(model, [kept], tmp_path / "ids.bundle", samples=ids)
+    assert bundle.manifest.modes(0) == ("float",)
+    assert bundle.tuning.mode == "float"

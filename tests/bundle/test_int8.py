@@ -142,6 +142,63 @@ def test_what_the_quantiser_refuses_is_our_error(plain: ModelProto) -> None:
         int8_graph(plain, [])
 
 
+# --- masks ----------------------------------------------------------------------------------------------
+
+
+def attention(masked: float, kind: str) -> ModelProto:
+    """One layer of attention over 6 tokens with 8 features, the last two of which are masked, then logits."""
+    net = Builder()
+    query, key, values = (net.add("MatMul", "x", net.weight(8, 8)) for _ in range(3))
+    scores = net.add("MatMul", query, net.add("Transpose", key, perm=[0, 2, 1]))
+    hidden = net.constant(np.arange(6) >= 4)
+    if kind == "Add":
+        # Made of the input, or it would be a constant when the quantiser comes.
+        some = net.add("Where", net.add("Greater", "x", "low"), net.constant(np.float32([0])), "never")
+        nothing = net.add("ReduceSum", some, net.ints(2), keepdims=1)
+        mask = net.add("Where", hidden, net.constant(np.float32([masked])), nothing)
+        scores = net.add("Add", scores, mask)
+    else:
+        scores = net.add("Where", hidden, net.constant(np.float32([masked])), scores)
+    mixed = net.add("MatMul", net.add("Softmax", scores, axis=-1), values)
+    flat = net.add("Flatten", net.add("Add", "x", mixed))
+    net.nodes.append(onnx.helper.make_node("Gemm", [flat, net.weight(48, 5), net.weight(5)], ["y"]))
+    for name in ("low", "never"):
+        net.weights.append(numpy_helper.from_array(np.float32([-1e9 if name == "low" else 1]), name))
+    graph = onnx.helper.make_graph(
+        net.nodes, "attention", [value("x", "N", 6, 8)], [value("y", "N", 5)], net.weights
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+
+
+TOKENS = np.random.default_rng(2).normal(size=(40, 6, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["Add", "Where"])
+@pytest.mark.parametrize("masked", [-np.inf, float(np.finfo(np.float32).min), -1e4])
+def test_a_mask_leaves_attention_its_scores(masked: float, kind: str) -> None:
+    """With the mask among the values that 8 bits stand for, all scores would be one."""
+    plain = attention(masked, kind)
+    found = int8_graph(plain, feeds(TOKENS))
+    assert found is not None
+    (before,), (after,) = outputs(plain, TOKENS), outputs(found, TOKENS)
+    assert 0 < np.abs(before - after).max() < 0.03 * np.ptp(before)
+    weights = [t for t in found.graph.initializer if len(t.dims) == 2]
+    assert {t.data_type for t in weights if t.dims[0] == 8} == {TensorProto.INT8}
+
+
+def test_other_activations_without_a_range_are_refused() -> None:
+    net = Builder()
+    first = net.add("MatMul", "x", net.weight(8, 8))
+    endless = net.add("Where", net.constant(np.arange(8) >= 4), net.constant(np.float32([np.inf])), first)
+    ones = net.constant(np.ones((8, 5), np.float32))
+    net.nodes.append(onnx.helper.make_node("MatMul", [endless, ones], ["y"]))
+    ends = [value("x", "N", 6, 8)], [value("y", "N", 6, 5)]
+    graph = onnx.helper.make_graph(net.nodes, "endless", *ends, net.weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+    with pytest.raises(ExportError, match="'where_1' reaches infinity on the calibration samples"):
+        int8_graph(model, feeds(TOKENS))
+
+
 # --- bundles from foreign files -------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offramp.datasets.arrays import read_arrays
+from offramp.datasets.arrays import inputs_among, read_arrays
 
 
 def test_one_array_or_several_by_name(tmp_path: Path) -> None:
@@ -20,6 +20,23 @@ def test_one_array_or_several_by_name(tmp_path: Path) -> None:
     several = read_arrays(str(tmp_path / "b.npz"))
     assert isinstance(several, dict)
     assert {name: array.tolist() for name, array in several.items()} == {"x": [0, 1], "y": [1.0]}
+
+
+def test_what_is_no_numpy_file_is_not_called_a_pickle_to_be_trusted(tmp_path: Path) -> None:
+    for content in (b"", b"hello", b"\x80\x04]\x94."):
+        (tmp_path / "a.npy").write_bytes(content)
+        with pytest.raises(ValueError, match="does not begin as a NumPy file does"):
+            read_arrays(tmp_path / "a.npy")
+
+
+def test_inputs_are_found_among_other_arrays() -> None:
+    x, y = np.zeros(2), np.zeros(3)
+    assert inputs_among(x, ["input"]) is x
+    assert inputs_among({"y": y, "x": x}, ["input"]) is x
+    assert inputs_among({"x": y, "input": x}, ["input"]) is x
+    assert inputs_among({"a": x, "y": y}, ["input"]) == {"a": x, "y": y}
+    assert inputs_among({"a": x, "b": y, "y": y}, ["b", "a"]) == {"b": y, "a": x}
+    assert inputs_among({"y": y}, ["b", "a"]) == {}
 
 
 def torn() -> list[bytes]:

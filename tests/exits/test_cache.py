@@ -99,6 +99,8 @@ def test_every_sample_comes_once_per_epoch_in_a_known_order() -> None:
     assert sorted(chain(*first)) == sorted(chain(*second))
     plain = [x.last[:, 0].tolist() for x, _ in kept.batches(shuffled=False)]
     assert list(chain(*plain)) == kept.__getitems__(range(50))[0].last[:, 0].tolist()
+    assert [len(y) for _, y in kept.batches(shuffled=True, size=20)] == [20, 20, 10]
+    assert [len(y) for _, y in kept.batches(shuffled=True, size=7)] == [7] * 7  # one alone is left out
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from pathlib import Path
 from typing import Any
@@ -273,3 +274,17 @@ def test_a_checkpoint_that_cannot_be_read(tmp_path: Path, content: bytes) -> Non
     (tmp_path / "last.ckpt").write_bytes(content)
     with pytest.raises(ConfigError, match=r"last\.ckpt is no checkpoint that can be read"):
         fit(network(), loader(64), epochs=1, checkpoint_dir=tmp_path, **FROZEN)
+
+
+def test_a_classifier_may_learn_more_slowly_than_the_heads() -> None:
+    x, y = torch.randn(64, 6, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU())
+    net = MultiExit(model, {"0": PooledHead(3)}, classifier=nn.Linear(8, 3), example_input=x)
+    heads, classifier = copy.deepcopy(net.heads), copy.deepcopy(net.classifier)
+    fit(net, [(x, y)] * 4, epochs=2, lr=3e-2, backbone_lr=1e-6, frozen=True, progress=False, accelerator="cpu")
+    assert net.classifier is not None
+    assert classifier is not None
+    assert (net.classifier.weight - classifier.weight).abs().max() < 1e-4
+    moved = [(a - b).abs().max() for a, b in zip(net.heads.parameters(), heads.parameters(), strict=True)]
+    assert max(moved) > 1e-2

@@ -114,6 +114,14 @@ def test_epochs_that_cannot_be(epochs: int) -> None:
         fit(small(), loader(), epochs=epochs, **QUIET)
 
 
+def test_batches_that_can_be_read_only_once_are_refused() -> None:
+    """The second epoch would find nothing, and count all the same."""
+    batches = list(loader(64))
+    for train, val in ((iter(batches), None), (batches, (batch for batch in batches))):
+        with pytest.raises(ConfigError, match="can be read only once; give a list of them or a DataLoader"):
+            fit(small(), train, val, epochs=2, **QUIET)
+
+
 def test_an_empty_loader_is_refused() -> None:
     with pytest.raises(ConfigError, match="no batches"):
         fit(small(), [], epochs=1, **QUIET)

@@ -88,10 +88,25 @@ def test_the_usual_mode_has_the_fewest_bytes_of_those_that_lose_little() -> None
 def test_what_cannot_be_measured_is_refused(tiny: Bundle, tmp_path: Path) -> None:
     stages = Stages(tiny)
     x = np.zeros((3, *tiny.manifest.inputs[0].shape), np.float32)
-    with pytest.raises(ConfigError, match="at least one input"):
-        measure_modes(stages, x[:0], np.zeros(0, np.int64))
-    with pytest.raises(ConfigError, match="not 3 and 2"):
-        measure_modes(stages, x, np.zeros(2, np.int64))
+    for inputs, labels, words in (
+        (x[:0], np.zeros(0, np.int64), "got 0 inputs"),
+        (x, np.zeros(2, np.int64), r"got 3 inputs and labels of shape \(2,\)"),
+        (x, np.zeros((3, 1), np.int64), r"labels of shape \(3, 1\)"),  # which NumPy would broadcast
+        (x, np.int64(0), r"labels of shape \(\)"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            measure_modes(stages, inputs, labels)
+    for labels, words in (
+        (np.full(3, 2), "labels from 2 to 2 do not go with 2 classes"),
+        (np.full(3, -1), "labels from -1 to -1"),
+        (np.zeros(3), "whole numbers, not float64"),
+    ):
+        with pytest.raises(InputError, match=words):
+            measure_modes(stages, x, labels)
+    assert measure_modes(stages, x, [0, 1, 0])[0].accuracy in (1 / 3, 2 / 3)  # type: ignore[arg-type]
+    for size in (0, -1):
+        with pytest.raises(ConfigError, match=f"at least 1 input, not {size}"):
+            measure_modes(stages, x, np.zeros(3, np.int64), batch=size)
     with pytest.raises(InputError, match="expected float32"):
         measure_modes(stages, x.astype(np.float64), np.zeros(3, np.int64))
     with pytest.raises(ConfigError, match="edge copy"):

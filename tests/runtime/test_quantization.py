@@ -149,7 +149,7 @@ def test_edge_and_server_agree_on_the_new_bundle_only(before, found, data, tmp_p
             ConfigError,
             "got 0 inputs",
         ),
-        ({"labels": np.zeros(3, np.int64)}, ConfigError, "got 20 inputs and 3 labels"),
+        ({"labels": np.zeros(3, np.int64)}, ConfigError, r"got 20 inputs and labels of shape \(3,\)"),
         ({"labels": np.full(20, 10)}, InputError, "labels from 10 to 10 do not go with 10 classes"),
     ],
 )

@@ -43,10 +43,18 @@ def test_a_broken_array_does_not_stop_the_others(tmp_path: Path, content: bytes)
 def test_a_torn_archive_does_not_stop_the_others(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", x=np.ones((2, 3), np.float32))
     (tmp_path / "a.npz").write_bytes((tmp_path / "b.npz").read_bytes()[:-30])
-    np.savez(tmp_path / "c.npz", x=np.ones(3), y=np.ones(3))
+    np.savez(tmp_path / "c.npz", a=np.ones(3), b=np.ones(3))
     files = [tmp_path / name for name in ("a.npz", "b.npz", "c.npz")]
     (_, first), (_, _), (_, second), (_, two) = read_inputs(files, [SPEC], None)
     assert isinstance(first, Broken)
     assert second.tolist() == [1, 1, 1]
     assert isinstance(two, Broken)
-    assert "holds 2 arrays (x, y); one is expected" in two.reason
+    assert "holds 2 arrays (a, b); one called `x` is expected" in two.reason
+
+
+@pytest.mark.parametrize("name", ["x", "pixels"])
+def test_labels_beside_the_one_input_are_left_alone(tmp_path: Path, name: str) -> None:
+    """The file that `offramp tune` takes; the input may also be called as the manifest calls it."""
+    np.savez(tmp_path / "a.npz", **{name: np.ones((2, 3), np.float32)}, y=np.arange(2))
+    found = list(read_inputs([tmp_path / "a.npz"], [SPEC.model_copy(update={"name": "pixels"})], None))
+    assert [x.tolist() for _, x in found] == [[1, 1, 1], [1, 1, 1]]

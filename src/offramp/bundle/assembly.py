@@ -52,7 +52,7 @@ def assemble(
         preprocessing: How an image becomes an input.
         densities: Per stage the kept fraction of its weights.
         samples: Inputs (N, …), by which the modes of each cut are fitted; None leaves every cut with `float` only.
-        tuning: What is written beside the manifest.
+        tuning: What is written beside the manifest; its usual mode is `uint8` wherever a cut has that.
         provenance: Where the network comes from.
 
     Raises:
@@ -89,7 +89,8 @@ def assemble(
         codecs=tuple(codecs),
         provenance=provenance,
     )
-    write_bundle(path, manifest, tuning, files)
+    usual = "uint8" if codecs else "float"  # indices and masks have no other mode
+    write_bundle(path, manifest, tuning.model_copy(update={"mode": usual}), files)
     return Bundle.load(path)
 
 

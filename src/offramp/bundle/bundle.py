@@ -70,7 +70,7 @@ class Bundle:
         _check_chain(manifest)
         tuning = _read_json(root, TUNING, Tuning)
         n = len(manifest.stages)
-        _check_tuning(root, tuning, n)
+        _check_tuning(root, tuning, manifest)
         held = _read_json(root, HELD, Held).stages if (root / HELD).exists() else n
         if held > n:
             raise BundleManifestError(f"{root / HELD} says {held} stages, the manifest has {n}")
@@ -149,10 +149,10 @@ class Bundle:
         whatever stops it, `tuning.json` is either the old file or the new one.
 
         Raises:
-            BundleManifestError: Not one temperature and threshold per exit.
+            BundleManifestError: Not one temperature and threshold per exit, or a mode that no cut has.
             BundleError: The directory cannot be written; the old tuning stays.
         """
-        _check_tuning(self.path, tuning, len(self.manifest.stages))
+        _check_tuning(self.path, tuning, self.manifest)
         file = self.path / TUNING
         try:
             write_whole(self.path / f"{TUNING}.bak", file.read_bytes(), like=file)
@@ -236,7 +236,13 @@ def write_whole(target: Path, content: bytes, *, like: Path | None = None) -> No
         fresh.unlink(missing_ok=True)
 
 
-def _check_tuning(root: Path, tuning: Tuning, n: int) -> None:
+def _check_tuning(root: Path, tuning: Tuning, manifest: Manifest) -> None:
+    n = len(manifest.stages)
+    modes = dict.fromkeys(mode for cut in range(-1, n - 1) for mode in manifest.modes(cut))
+    if tuning.mode not in modes:  # else every cut would travel as float, unheard
+        raise BundleManifestError(
+            f"{root / TUNING}: no cut has the mode {tuning.mode!r}; there is {', '.join(modes)}"
+        )
     if len(tuning.temperatures) != n or len(tuning.thresholds) != n:
         raise BundleManifestError(f"{root / TUNING}: expected one temperature and threshold per exit, {n}")
 

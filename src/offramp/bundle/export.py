@@ -165,7 +165,7 @@ def export(
         preprocessing=preprocessing,
         densities=_stage_densities(net, example_input),
         samples=samples,
-        tuning=_tuning(net, "float" if samples is None else "uint8"),
+        tuning=_tuning(net),
         provenance=made_with(
             "torch",
             "onnx",
@@ -201,7 +201,7 @@ def _samples(net: MultiExit, stages: Sequence[onnx.ModelProto]) -> Any:
     return kept
 
 
-def _tuning(net: MultiExit, mode: str) -> Tuning:
+def _tuning(net: MultiExit) -> Tuning:
     found = net.calibration
     n = len(net.exit_names) + 1
     if found is None:
@@ -209,7 +209,6 @@ def _tuning(net: MultiExit, mode: str) -> Tuning:
     return Tuning(
         temperatures=found.temperatures,
         thresholds=(*found.thresholds, None),
-        mode=mode,
         confidence=found.confidence,
     )
 

@@ -88,7 +88,6 @@ def bundle_from_onnx(
         tuning=Tuning(
             temperatures=(*(1.0 if here else None for here in there), 1.0),
             thresholds=(*(CLOSED if here else None for here in there), None),
-            mode="float" if samples is None else "uint8",
         ),
         provenance=made_with("onnx", metrics={"cut_at": {cut_name(i): cut.name for i, cut in enumerate(chosen)}}),
     )

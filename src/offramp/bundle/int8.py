@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from offramp.bundle.partition import forget_origin
 from offramp.errors import ExportError
@@ -30,6 +30,10 @@ Feed = Mapping[str, NDArray[np.generic]]
 #: The first opset whose QuantizeLinear knows channels.
 _OPSET = 13
 _EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
+#: What stands between the products of queries and keys and their softmax: scales and masks, and what shapes them.
+_BEFORE_SOFTMAX = frozenset(
+    ("Add", "Sub", "Mul", "Div", "Where", "Max", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Slice")
+)
 #: How the operators of quantised graphs begin, whoever made them.
 _MARKS = (
     "QuantizeLinear",
@@ -51,7 +55,8 @@ def int8_graph(model: ModelProto, feeds: Iterable[Feed], **other: Any) -> ModelP
     """A graph that takes and gives the same tensors and computes with 8-bit integers between them.
 
     The range of every activation is what it takes over the feeds. What a linear layer gives stays float, so that
-    logits have no steps.
+    logits have no steps; so do masked scores up to their softmax, since beside the −∞ of a mask, or a number that
+    stands for it, 8 bits tell no scores apart.
 
     Args:
         model: The graph, of real numbers.
@@ -63,7 +68,8 @@ def int8_graph(model: ModelProto, feeds: Iterable[Feed], **other: Any) -> ModelP
         The new graph; None if it holds no weights that can be quantised.
 
     Raises:
-        ExportError: The quantiser, or ONNX Runtime with its result, refuses the graph.
+        ExportError: The quantiser, or ONNX Runtime with its result, refuses the graph, or an activation without a
+            finite range.
     """
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if opset < _OPSET:
@@ -74,6 +80,7 @@ def int8_graph(model: ModelProto, feeds: Iterable[Feed], **other: Any) -> ModelP
     except Exception as error:  # the quantiser raises several kinds, ONNX Runtime's among them
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(f"ONNX Runtime {ort.__version__} cannot quantise the graph: {reason}") from error
+    _check_ranges(found)
     # Zero points are 8-bit constants too, but they have one axis at most.
     if not any(t.data_type in _EIGHT_BITS and len(t.dims) > 1 for t in found.graph.initializer):
         return None
@@ -100,6 +107,8 @@ def _quantised(model: ModelProto, feeds: Iterator[Feed], folder: Path, other: Ma
     options.optimized_model_filepath = str(plain)
     ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     optimised = _read(plain)
+    for i, node in enumerate(optimised.graph.node):
+        node.name = f"{i}_{node.op_type}"  # the quantiser leaves nodes alone by name, and some have none
     add_pre_process_metadata(optimised)  # or the quantiser advises to do what has been done
     ready.write_bytes(optimised.SerializeToString())
 
@@ -115,10 +124,36 @@ def _quantised(model: ModelProto, feeds: Iterator[Feed], folder: Path, other: Ma
         "per_channel": True,
         "reduce_range": True,
         "calibrate_method": quantization.CalibrationMethod.MinMax,
+        "nodes_to_exclude": _scores(optimised.graph),
         "extra_options": {"OpTypesToExcludeOutputQuantization": ["Gemm"]},
     }
     quantization.quantize_static(ready, done, Reader(), **{**settings, **other})
     return _read(done)
+
+
+def _scores(graph: GraphProto) -> list[str]:
+    """The names of every softmax, and of what masks and scales its scores."""
+    makers = {name: node for node in graph.node for name in node.output}
+    found: dict[str, NodeProto] = {}
+    left = [node for node in graph.node if node.op_type == "Softmax"]
+    while left:
+        node = left.pop()
+        if node.name not in found:
+            found[node.name] = node
+            before = [makers[name] for name in node.input if name in makers]
+            left += [one for one in before if one.op_type in _BEFORE_SOFTMAX]
+    return list(found)
+
+
+def _check_ranges(model: ModelProto) -> None:
+    constants = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        scale = constants.get(node.input[1]) if node.op_type == "QuantizeLinear" else None
+        if scale is not None and not np.isfinite(numpy_helper.to_array(scale)).all():
+            raise ExportError(
+                f"the activation {node.input[0]!r} reaches infinity on the calibration samples, so it has no "
+                "range; let the network keep it finite"
+            )
 
 
 def _read(file: Path) -> ModelProto:
@@ -134,7 +169,7 @@ def _quiet() -> Iterator[None]:
     root.addHandler(handler)
     logging.disable(logging.CRITICAL)
     try:
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()), np.errstate(all="ignore"):
             yield
     finally:
         logging.disable(level)

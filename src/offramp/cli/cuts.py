@@ -70,6 +70,8 @@ def cuts(
         from offramp.bundle.cuts import CutGraph
         from offramp.bundle.foreign import bundle_from_onnx
         from offramp.bundle.onnxload import load_onnx, prepared
+    from offramp.datasets.arrays import inputs_among
+
     if at and best is not None:
         raise ConfigError("--at names the cuts, --best chooses them; give one of the two")
     if out is None and (exits or samples):
@@ -78,10 +80,11 @@ def cuts(
         raise ConfigError("a bundle needs cuts: name them with --at NAME, or let --best SHARE,… choose")
     limits = None if best is None else _numbers(best)
     heads = dict(_exit(text) for text in exits or ())
-    inputs = None if samples is None else _samples(samples)
+    arrays = None if samples is None else _samples(samples)
     with Console(stderr=True).status(f"reading {model}"):
         source = load_onnx(model, free_batch=free_batch)
-        graph = CutGraph(prepared(source), output)
+        whole = prepared(source)
+        graph = CutGraph(whole, output)
         chosen = graph.places if limits is None and not at else graph.at(at) if at else graph.best(limits or ())
     if not chosen:
         raise ExportError(
@@ -93,6 +96,7 @@ def cuts(
     if out is not None:
         with Console(stderr=True).status(f"writing {out}"):
             names = [cut.name for cut in chosen]
+            inputs = None if arrays is None else inputs_among(arrays, [v.name for v in whole.graph.input])
             bundle = bundle_from_onnx(source, names, out, exits=heads, output=output, samples=inputs)
         typer.echo(f"{out}: {len(bundle.manifest.stages)} stages, digest {bundle.digest[:16]}…", err=as_json)
 

@@ -118,13 +118,17 @@ class CachedFeatures(Dataset[tuple[Seen, Tensor]]):
         *features, last = (torch.from_numpy(np.asarray(column[indices])).float() for column in self._columns)
         return Seen(tuple(features), last), torch.from_numpy(self._labels[indices])
 
-    def batches(self, *, shuffled: bool) -> DataLoader[tuple[Seen, Tensor]]:
-        """Batches as large as the loader's first one; shuffled, epoch n has the same order in every training."""
+    def batches(self, *, shuffled: bool, size: int | None = None) -> DataLoader[tuple[Seen, Tensor]]:
+        """Batches of `size`, or as large as the loader's first one.
+
+        Shuffled, epoch n has the same order in every training.
+        """
+        size = size or self.batch
         # One sample alone has no spread: batch normalisation in a head would refuse it.
-        single = shuffled and len(self) > self.batch > 1 and len(self) % self.batch == 1
+        single = shuffled and len(self) > size > 1 and len(self) % size == 1
         return DataLoader(
             self,
-            self.batch,
+            size,
             sampler=_ByEpoch(self) if shuffled else None,
             collate_fn=_as_it_is,
             drop_last=single,

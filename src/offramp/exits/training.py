@@ -46,7 +46,8 @@ class MultiExitModule(L.LightningModule):
             (Smith and Topin 2018, arXiv 1708.07120).
         weight_decay: Decoupled weight decay.
         frozen: Whether only the heads learn: the backbone stays in evaluation mode and gets no gradients.
-        backbone_lr: The peak learning rate of what is no head and no classifier; `lr` if left out.
+        backbone_lr: The peak learning rate of what is no early exit's head: the backbone, and the classifier
+            where the network has one of its own; `lr` if left out.
     """
 
     def __init__(
@@ -88,9 +89,11 @@ class MultiExitModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW under a one-cycle schedule over the whole training, resumed or not."""
-        learning: list[dict[str, Any]] = [{"params": list(self.net.exit_parameters())}]
-        if not self.frozen:
-            learning.append({"params": list(self.net.model.parameters()), "lr": self.backbone_lr})
+        heads, everything = list(self.net.heads.parameters()), list(self.net.parameters())
+        chosen = list(self.net.exit_parameters()) if self.frozen else everything
+        early = {id(parameter) for parameter in heads}
+        others = [parameter for parameter in chosen if id(parameter) not in early]
+        learning: list[dict[str, Any]] = [{"params": heads}, {"params": others, "lr": self.backbone_lr}]
         optimizer = torch.optim.AdamW(
             [group for group in learning if group["params"]], lr=self.lr, weight_decay=self.weight_decay
         )
@@ -185,7 +188,7 @@ def fit(
         weight_decay: Decoupled weight decay.
         frozen: Whether only the heads learn, and the classifier where the network has one of its own; the
             backbone keeps every parameter and statistic.
-        backbone_lr: The peak learning rate of the backbone; `lr` if left out.
+        backbone_lr: The peak learning rate of the backbone, and of a classifier of its own; `lr` if left out.
         cache: With `frozen`, whether the backbone runs only once over the data and its features are kept, and
             how. The heads then see each input as it came that one time: with data augmentation, or inputs of
             several sizes, say False. Each of several processes keeps features of its own.
@@ -257,6 +260,11 @@ def _checked(epochs: int, train_loader: Batches, val_loader: Batches | None) -> 
     """The inputs of the first batch, if there is something to train with."""
     if epochs < 1:
         raise ConfigError(f"epochs must be at least 1, not {epochs}")
+    for loader in (train_loader, val_loader):
+        if isinstance(loader, Iterator):  # the second epoch, and this check already, would find less in it
+            raise ConfigError(
+                f"a {type(loader).__name__} of batches can be read only once; give a list of them or a DataLoader"
+            )
     first = next(iter(train_loader), None)
     if first is None:
         raise ConfigError("the training loader gives no batches")

@@ -12,7 +12,7 @@ from offramp.datasets.distortion import Distortion
 from offramp.errors import ConfigError, InputError
 from offramp.exits.confidence import confidence_of, softmax
 from offramp.replay.trace import Trace, TraceMeta
-from offramp.runtime.evaluation import exit_logits, held_exits, prepared
+from offramp.runtime.evaluation import class_indices, exit_logits, held_exits, prepared, sample_count
 from offramp.runtime.labelled import Labelled
 from offramp.runtime.stages import Stages
 
@@ -40,21 +40,17 @@ def record(
         on_batch: Told how many samples have been run since it was last told.
 
     Raises:
-        ConfigError: An edge copy that lacks stages, no samples, a distortion of what is no image, or a label
-            that the network has no class for.
-        InputError: Inputs of another shape or dtype than the bundle's, or not finite.
+        ConfigError: An edge copy that lacks stages, no samples, or not one label per sample.
+        InputError: Inputs of another shape or dtype than the bundle's, or not finite, labels that are no class
+            indices, or a distortion of what is no image.
         StageError: ONNX Runtime failed.
     """
     bundle = stages.bundle
     manifest = bundle.manifest
     if bundle.held <= manifest.last:
         raise ConfigError(f"{bundle.path} is an edge copy; a trace needs every exit, so give the whole bundle")
-    classes = manifest.final_exit().logits.shape[-1]
-    samples, labels = by_name(data.inputs, manifest.inputs), data.labels
-    if not len(labels):
-        raise ConfigError("there are no samples to trace")
-    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ConfigError(f"labels from {labels.min()} to {labels.max()} do not go with {classes} classes")
+    samples = by_name(data.inputs, manifest.inputs)
+    labels = class_indices(data.labels, sample_count(samples), manifest.final_exit().logits.shape[-1])
     if distortion is not None:
         for name, pixels in samples.items():
             if len(samples) > 1 or pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):

@@ -53,7 +53,7 @@ def modes_text(figures: Sequence[ModeFigures], manifest: Manifest, what: str) ->
             bytes_text(row["payload_bytes"]),
             f"{row['fewer_than_float']:.1f}x",
             f"{row['accuracy']:.2%}",
-            f"{-100 * row['lost']:+.2f}",
+            f"{0 - 100 * row['lost']:+.2f}",
             f"{row['changed']:.2%}",
             f"{1e3 * row['encode_ms']:.0f}/{1e3 * row['decode_ms']:.0f}",
             bytes_text(row["gzip_bytes"]),

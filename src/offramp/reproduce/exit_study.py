@@ -21,6 +21,7 @@ from offramp.exits.thresholds import samples_needed
 from offramp.recipes import Splits, load_splits
 from offramp.replay.trace import Trace
 from offramp.report.exits import exits_picture
+from offramp.report.live import stage_progress
 from offramp.report.modes import mode_facts, modes_text
 from offramp.reproduce.distant import Distant, at_a_distance
 from offramp.reproduce.exit_tables import (
@@ -33,7 +34,7 @@ from offramp.reproduce.findings import Findings, findings
 from offramp.reproduce.study import origin, write_study
 from offramp.reproduce.subjects import Subject, mobilenetv2_subject, resnet56_subject
 from offramp.reproduce.traces import DISTORTIONS, trace_all
-from offramp.reproduce.trainings import Plan, train_ways
+from offramp.reproduce.trainings import PASS, Plan, train_ways
 from offramp.reproduce.weights import MOBILENETV2, RESNET56
 from offramp.runtime.labelled import Labelled, test_data
 from offramp.runtime.modes import ModeFigures, measure_modes
@@ -47,8 +48,6 @@ __all__ = ["ExitSettings", "study_mobilenetv2", "study_resnet56", "study_subject
 _QUICK = (200, 100, 100, 8)
 #: Drops to show the cascade at, beside the one that is asked for.
 _DROPS = (0.0025, 0.005, 0.0075, 0.01)
-#: Test images that cross every cut in every mode: each crosses 28 times, half of the network behind it.
-_MODE_IMAGES = 2000
 
 
 @dataclass(frozen=True)
@@ -180,8 +179,8 @@ def study_subject(
     console.print(f"{bundle.path}: edge and server over a link of {settings.link.words}")
     distant = at_a_distance(bundle, test.first(limit), settings.link, settings.slowdown, console)
     console.print("cuts and modes")
-    crossing = test.first(_MODE_IMAGES)
-    modes = measure_modes(Stages(bundle), crossing.inputs, crossing.labels)
+    with stage_progress(console, "crossing every cut", len(test.labels)) as advance:
+        modes = measure_modes(Stages(bundle), test.inputs, test.labels, on_batch=advance)
     distortions = DISTORTIONS[::6] if settings.quick else DISTORTIONS
     traces = trace_all(
         bundle,
@@ -192,7 +191,7 @@ def study_subject(
         workers=os.cpu_count() or 1,
         console=console,
     )
-    return _written(subject, name, settings, command, bundle, ways, promise, modes, crossing.what, distant, traces)
+    return _written(subject, name, settings, command, bundle, ways, promise, modes, test.what, distant, traces)
 
 
 def _measured(
@@ -207,10 +206,14 @@ def _measured(
     measured: dict[str, tuple[Evaluation, Evaluation]] = {}
     for way, net in nets.items():
         console.print(f"{way}: {len(splits.held_out):,} held-out and {len(splits.test):,} test images")
-        held_out, test = (evaluate(net, splits.batches(part)) for part in (splits.held_out, splits.test))
+        held_out, test = (
+            evaluate(net, splits.batches(part, size=PASS)) for part in (splits.held_out, splits.test)
+        )
         measured[way] = held_out, test
     way, net = list(nets.items())[-1]
-    tuned = calibrate(net, splits.batches(splits.held_out), max_drop=settings.max_drop, delta=settings.delta)
+    tuned = calibrate(
+        net, splits.batches(splits.held_out, size=PASS), max_drop=settings.max_drop, delta=settings.delta
+    )
     net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as files hold weights
     bundle = export(
         net,

@@ -33,7 +33,7 @@ class Subject:
         preprocessing: How an image becomes an input.
         epochs: Passes over the training images.
         lr: The peak learning rate of what is learnt anew.
-        backbone_lr: The backbone's, where everything learns.
+        backbone_lr: The backbone's, where everything learns, and its classifier's.
         weight_decay: Decoupled weight decay.
         mirrored: Whether the exits of a frozen backbone learn from mirrored images too.
     """

@@ -21,10 +21,14 @@ from offramp.exits.cache import CachedFeatures, FeatureCache
 from offramp.exits.network import MultiExit
 from offramp.exits.objective import DistilledLoss, JointLoss
 from offramp.exits.training import Objective, fit
-from offramp.recipes import Splits
+from offramp.recipes import BATCH, Splits
 from offramp.reproduce.subjects import Subject
 
-__all__ = ["Plan", "train_ways"]
+__all__ = ["PASS", "Plan", "train_ways"]
+
+#: Images that a network sees at once where nothing learns. With many more, the maps of early layers are so large
+#: that getting memory for them takes as long as computing them.
+PASS = 25
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,11 @@ def train_ways(subject: Subject, splits: Splits, plan: Plan, console: Console) -
                 console.print(f"{way}: {plan.epochs} epochs on kept features")
                 fit(
                     nets[way],
-                    features.batches(shuffled=True),
+                    features.batches(shuffled=True, size=BATCH),
                     epochs=plan.epochs,
                     loss=ways[way],
                     lr=subject.lr,
+                    backbone_lr=subject.backbone_lr,
                     weight_decay=subject.weight_decay,
                     frozen=True,
                     cache=False,  # these are the features
@@ -97,7 +102,7 @@ def _features(net: MultiExit, subject: Subject, splits: Splits, console: Console
     console.print(f"features of {len(splits.train):,} training images{mirrored}")
     net.to("cuda" if torch.cuda.is_available() else "cpu")
     shown = "features" if console.is_terminal else None
-    batches: Any = splits.batches(splits.train)
+    batches: Any = splits.batches(splits.train, size=PASS)
     features = CachedFeatures(net, _Mirrored(batches) if subject.mirrored else batches, FeatureCache(), shown)
     net.cpu()
     try:

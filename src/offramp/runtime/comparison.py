@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from offramp.bundle.feed import by_name
 from offramp.bundle.manifest import CLOSED, Tuning
-from offramp.errors import ConfigError, InputError
 from offramp.exits.confidence import confidence_of, softmax
 from offramp.exits.thresholds import answering
-from offramp.runtime.evaluation import exit_logits, held_exits, prepared, sample_count
+from offramp.runtime.evaluation import class_indices, exit_logits, held_exits, prepared, sample_count
 from offramp.runtime.stages import Stages
 
-__all__ = ["Comparison", "ExitChange", "StageChange", "check_labels", "compare"]
+__all__ = ["Comparison", "ExitChange", "StageChange", "compare"]
 
 Array = NDArray[np.generic]
 
@@ -96,7 +95,7 @@ def compare(
     """
     manifest = before.bundle.manifest
     samples = by_name(inputs, manifest.inputs)
-    check_labels(sample_count(samples), labels, manifest.final_exit().logits.shape[-1])
+    labels = class_indices(labels, sample_count(samples), manifest.final_exit().logits.shape[-1])
     said = [exit_logits(s, inputs, on_batch=on_batch) for s in (before, after)]
     exits = held_exits(before.bundle)
     changes = []
@@ -112,19 +111,6 @@ def compare(
     stages = tuple(StageChange(i, *line) for i, line in enumerate(zip(*sizes, *times, strict=True)))
     (old_accuracy, old_early), (new_accuracy, new_early) = cascades
     return Comparison(len(labels), stages, tuple(changes), old_accuracy, new_accuracy, old_early, new_early)
-
-
-def check_labels(count: int, labels: NDArray[np.integer], classes: int) -> None:
-    """Checks that there are inputs, and a class for each of the `count`.
-
-    Raises:
-        ConfigError: No inputs, or not one label per input.
-        InputError: Labels that are no class indices.
-    """
-    if count != len(labels) or not count:
-        raise ConfigError(f"expected inputs, and one label each; got {count} inputs and {len(labels)} labels")
-    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise InputError(f"labels from {labels.min()} to {labels.max()} do not go with {classes} classes")
 
 
 def _cascade(

@@ -12,10 +12,10 @@ from offramp.bundle.bundle import Bundle
 from offramp.bundle.feed import by_name
 from offramp.bundle.manifest import Manifest
 from offramp.bundle.preprocessing import preprocess
-from offramp.errors import InputError
+from offramp.errors import ConfigError, InputError
 from offramp.runtime.stages import Stages, check_tensor
 
-__all__ = ["batches", "exit_logits", "held_exits", "prepared", "sample_count"]
+__all__ = ["batches", "class_indices", "exit_logits", "held_exits", "prepared", "sample_count"]
 
 Array = NDArray[np.generic]
 
@@ -37,6 +37,7 @@ def exit_logits(
         on_batch: Told how many inputs have been run since it was last told.
 
     Raises:
+        ConfigError: Batches of less than one input.
         InputError: Inputs of wrong names, shape or dtype, of different lengths, or not finite.
         StageError: ONNX Runtime failed.
     """
@@ -64,8 +65,11 @@ def batches(manifest: Manifest, inputs: Any, size: int) -> Iterator[list[Array]]
         size: Of a batch; the last one may be smaller.
 
     Raises:
+        ConfigError: Batches of less than one input.
         InputError: As `exit_logits` says.
     """
+    if size < 1:
+        raise ConfigError(f"a batch holds at least 1 input, not {size}")
     samples = by_name(inputs, manifest.inputs)
     for start in range(0, sample_count(samples), size):
         yield prepared(manifest, {name: x[start : start + size] for name, x in samples.items()})
@@ -87,6 +91,30 @@ def sample_count(samples: Mapping[str, Array]) -> int:
         listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
         raise InputError(f"every input needs as many samples; there are {listed}")
     return next(iter(counts.values()))
+
+
+def class_indices(labels: Any, count: int, classes: int) -> NDArray[np.int64]:
+    """Labels as an array, once there is one for each of `count` inputs.
+
+    Args:
+        labels: (N,) whole numbers: an array, a list, or a tensor on the CPU.
+        count: How many inputs there are.
+        classes: How many classes the network knows.
+
+    Raises:
+        ConfigError: No inputs, or not one label per input.
+        InputError: Labels that are no class indices.
+    """
+    found = np.asarray(labels)
+    if found.shape != (count,) or not count:  # labels (N, 1) would be compared with every answer
+        raise ConfigError(
+            f"expected inputs, and one label each; got {count} inputs and labels of shape {found.shape}"
+        )
+    if found.dtype.kind not in "iu":
+        raise InputError(f"labels are class indices, which are whole numbers, not {found.dtype}")
+    if not 0 <= int(found.min()) <= int(found.max()) < classes:
+        raise InputError(f"labels from {found.min()} to {found.max()} do not go with {classes} classes")
+    return found.astype(np.int64)
 
 
 def prepared(manifest: Manifest, batch: Mapping[str, Array]) -> list[Array]:

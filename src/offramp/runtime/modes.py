@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from offramp.bundle.feed import by_name
 from offramp.bundle.manifest import Tuning, travel_key
 from offramp.errors import ConfigError
-from offramp.runtime.evaluation import batches, sample_count
+from offramp.runtime.evaluation import batches, class_indices, sample_count
 from offramp.runtime.stages import Stages
 
 __all__ = ["ModeFigures", "measure_modes", "retuned_modes"]
@@ -82,8 +82,9 @@ def measure_modes(
         By cut, ascending, and mode; float is first.
 
     Raises:
-        ConfigError: An edge copy that lacks stages, no samples, or another number of labels.
-        InputError: Inputs of wrong names, shape or dtype, of different lengths, or not finite.
+        ConfigError: An edge copy that lacks stages, no samples, or not one label per input.
+        InputError: Inputs of wrong names, shape or dtype, of different lengths, or not finite, or labels that are
+            no class indices.
         StageError: ONNX Runtime failed.
     """
     bundle = stages.bundle
@@ -91,8 +92,7 @@ def measure_modes(
     if bundle.held <= last:
         raise ConfigError(f"{bundle.path} is an edge copy; the modes' accuracy needs the whole bundle")
     count = sample_count(by_name(inputs, manifest.inputs))
-    if not count or count != len(labels):
-        raise ConfigError(f"expected at least one input and a label for each, not {count} and {len(labels)}")
+    true = class_indices(labels, count, manifest.final_exit().logits.shape[-1])
     ways = [(cut, mode) for cut in range(-1, last) for mode in manifest.modes(cut)]
     said: dict[tuple[int, str], list[Array]] = {way: [] for way in ways}
     alone: dict[tuple[int, str], list[tuple[float, ...]]] = {way: [] for way in ways}
@@ -124,7 +124,7 @@ def measure_modes(
                 encode_ms=statistics.median(encode_ms),
                 decode_ms=statistics.median(decode_ms),
                 gzip_ms=statistics.median(gzip_ms),
-                accuracy=float((answers[cut, mode] == labels).mean()),
+                accuracy=float((answers[cut, mode] == true).mean()),
                 changed=float((answers[cut, mode] != plain).mean()),
             )
         )

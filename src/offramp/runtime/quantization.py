@@ -20,8 +20,8 @@ from offramp.bundle.int8 import int8_graph, is_int8
 from offramp.bundle.manifest import Manifest
 from offramp.bundle.shapes import session
 from offramp.errors import ConfigError, ExportError
-from offramp.runtime.comparison import Comparison, check_labels, compare
-from offramp.runtime.evaluation import batches, sample_count
+from offramp.runtime.comparison import Comparison, compare
+from offramp.runtime.evaluation import batches, class_indices, sample_count
 from offramp.runtime.stages import Stages
 
 __all__ = ["Quantized", "quantize_stages"]
@@ -93,7 +93,8 @@ def quantize_stages(
     chosen = _chosen(bundle, stages)
     if not sample_count(by_name(calibration, manifest.inputs)):
         raise ConfigError("there are no samples to calibrate on")
-    check_labels(sample_count(by_name(inputs, manifest.inputs)), labels, manifest.final_exit().logits.shape[-1])
+    count = sample_count(by_name(inputs, manifest.inputs))
+    labels = class_indices(labels, count, manifest.final_exit().logits.shape[-1])
     before = Stages(bundle)
     done = _quantised(before, chosen, calibration, on_batch)
     if not done:

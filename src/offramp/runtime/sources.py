@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from offramp.bundle.feed import by_name, signature
 from offramp.bundle.manifest import Preprocessing, TensorSpec
 from offramp.datasets import IMAGE_SUFFIXES, load_image
-from offramp.datasets.arrays import read_arrays
+from offramp.datasets.arrays import inputs_among, read_arrays
 from offramp.errors import ConfigError, DatasetError, InputError
 
 __all__ = ["Broken", "find_inputs", "read_inputs"]
@@ -56,8 +56,8 @@ def read_inputs(
     """Each input with its name, ready for `Edge.run`; unreadable files give a `Broken`.
 
     Images are resized as the manifest says. Arrays hold one input or a batch of them: the network's own
-    input, or uint8 pixels where the manifest has preprocessing. For several inputs an .npz file holds an array
-    called as each of them; its other arrays, such as labels, are left alone.
+    input, or uint8 pixels where the manifest has preprocessing. In an .npz file with several arrays the one input
+    is called `x`, and several inputs are called as they are; other arrays, such as labels, are left alone.
 
     Args:
         files: As `find_inputs` gives them.
@@ -88,10 +88,10 @@ def _image(path: Path, specs: Sequence[TensorSpec], images: Preprocessing | None
 
 
 def _array(path: Path, spec: TensorSpec, images: Preprocessing | None) -> NDArray[Any]:
-    array = read_arrays(path)
+    array = inputs_among(read_arrays(path), [spec.name])
     if isinstance(array, dict):
         if len(array) != 1:
-            raise ValueError(f"it holds {len(array)} arrays ({', '.join(array)}); one is expected")
+            raise ValueError(f"it holds {len(array)} arrays ({', '.join(array)}); one called `x` is expected")
         (array,) = array.values()
     single = len(spec.shape)
     if array.dtype == np.uint8 and spec.dtype != "uint8" and images is not None:
@@ -105,7 +105,7 @@ def _arrays(path: Path, specs: Sequence[TensorSpec]) -> list[dict[str, NDArray[A
     if not isinstance(arrays, dict):
         raise ValueError(f"it is one array; an .npz file with {signature(specs)} is expected")
     try:
-        wanted = by_name({s.name: arrays[s.name] for s in specs if s.name in arrays}, specs)
+        wanted = by_name(inputs_among(arrays, [s.name for s in specs]), specs)
     except InputError as error:
         raise ValueError(f"{error}; it holds {', '.join(arrays) or 'nothing'}") from error
     if all(wanted[spec.name].ndim == len(spec.shape) for spec in specs):
