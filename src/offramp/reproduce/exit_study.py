@@ -48,6 +48,8 @@ __all__ = ["ExitSettings", "study_mobilenetv2", "study_resnet56", "study_subject
 _QUICK = (200, 100, 100, 8)
 #: Drops to show the cascade at, beside the one that is asked for.
 _DROPS = (0.0025, 0.005, 0.0075, 0.01)
+#: Test images that cross every cut in every mode: each crosses 28 times, half of the network behind it.
+_MODE_IMAGES = 2000
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,9 @@ def study_subject(
     console.print(f"{bundle.path}: edge and server over a link of {settings.link.words}")
     distant = at_a_distance(bundle, test.first(limit), settings.link, settings.slowdown, console)
     console.print("cuts and modes")
-    with stage_progress(console, "crossing every cut", len(test.labels)) as advance:
-        modes = measure_modes(Stages(bundle), test.inputs, test.labels, on_batch=advance)
+    crossing = test.first(_MODE_IMAGES)
+    with stage_progress(console, "crossing every cut", len(crossing.labels)) as advance:
+        modes = measure_modes(Stages(bundle), crossing.inputs, crossing.labels, on_batch=advance)
     distortions = DISTORTIONS[::6] if settings.quick else DISTORTIONS
     traces = trace_all(
         bundle,
@@ -191,7 +194,7 @@ def study_subject(
         workers=os.cpu_count() or 1,
         console=console,
     )
-    return _written(subject, name, settings, command, bundle, ways, promise, modes, test.what, distant, traces)
+    return _written(subject, name, settings, command, bundle, ways, promise, modes, crossing.what, distant, traces)
 
 
 def _measured(
