@@ -260,7 +260,8 @@ def test_run_refuses_a_server_with_another_digest(tmp_path, digits_bundle, image
         (other / part).symlink_to(digits_bundle / part)
     done = offramp("export", digits_bundle, "--edge", other / "copy", "--stages", "0..2")
     assert done.returncode == 0, done.stderr
-    copy["codecs"] = []  # another set of graphs, so another digest
+    # Another set of graphs, so another digest.
+    copy["codecs"] = [codec for codec in copy["codecs"] if codec["mode"] != "uint2"]
     (other / "copy" / "manifest.json").write_text(json.dumps(copy))
     done = offramp("run", other / "copy", images, "--server", served, "--policy", "split-0")
     assert_clear_error(done, 1, "digest")

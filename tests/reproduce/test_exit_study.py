@@ -73,6 +73,7 @@ MOVED = replace(
     classifier_features=12,
     exit_weights=(1.0, 0.5),
     lr=3e-2,
+    backbone_lr=3e-2,
 )
 
 

@@ -7,7 +7,7 @@ import difflib
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,7 +16,9 @@ from offramp.cli.extras import needs_extra
 from offramp.cli.options import JsonOption
 from offramp.errors import ConfigError
 from offramp.policy.cost import CostModel
-from offramp.replay.trace import Trace
+
+if TYPE_CHECKING:
+    from offramp.replay.trace import Trace
 
 __all__ = ["parse_depths", "replay"]
 
@@ -121,6 +123,7 @@ def parse_depths(text: str) -> tuple[int, ...]:
 
 def _loaded(path: Path, depths: str | None) -> Trace:
     from offramp.replay.table import read_table
+    from offramp.replay.trace import Trace
 
     if path.suffix == ".npz":
         return Trace.load(path)
