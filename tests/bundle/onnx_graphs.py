@@ -91,6 +91,16 @@ def unet() -> ModelProto:
     return b.model([value("image", "batch", 3, 16, 16)], [value(x, "batch", 2, 16, 16)])
 
 
+def classifier() -> ModelProto:
+    """A U-Net whose output is pooled to logits: its first skip crosses every cut."""
+    model = unet()
+    out = model.graph.output[0].name
+    model.graph.node.append(helper.make_node("GlobalAveragePool", [out], ["pooled"]))
+    model.graph.node.append(helper.make_node("Flatten", ["pooled"], ["logits"]))
+    model.graph.output.append(value("logits", "batch", 2))
+    return model
+
+
 def encoder(layers: int = 2, tokens: int = 6, width: int = 8, heads: int = 2) -> ModelProto:
     """A transformer encoder over token ids, with an attention mask that every layer reads.
 

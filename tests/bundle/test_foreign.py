@@ -12,7 +12,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto
-from onnx_graphs import Builder, branch, encoder, inception, scripted, unet, value
+from onnx_graphs import Builder, branch, classifier, encoder, inception, scripted, unet, value
 from typer.testing import CliRunner
 
 import offramp as off
@@ -27,16 +27,6 @@ from offramp.serving.server import GrpcServer
 
 CUTS = ("maxpool_2+relu_4+relu_8", "concat_16", "relu_24+concat_22")
 X = np.random.default_rng(5).normal(size=(6, 3, 16, 16)).astype(np.float32)
-
-
-def classifier() -> ModelProto:
-    """A U-Net whose output is pooled to logits: its first skip crosses every cut."""
-    model = unet()
-    out = model.graph.output[0].name
-    model.graph.node.append(onnx.helper.make_node("GlobalAveragePool", [out], ["pooled"]))
-    model.graph.node.append(onnx.helper.make_node("Flatten", ["pooled"], ["logits"]))
-    model.graph.output.append(value("logits", "batch", 2))
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
-from onnx_graphs import Builder, outputs, unet, value
+from onnx_graphs import Builder, classifier, outputs, value
 
 import offramp as off
 from offramp.bundle.bundle import Bundle
@@ -200,16 +200,6 @@ def test_other_activations_without_a_range_are_refused() -> None:
 
 
 # --- bundles from foreign files -------------------------------------------------------------------------
-
-
-def classifier() -> ModelProto:
-    """A U-Net whose output is pooled to logits: its skips cross the cuts."""
-    model = unet()
-    out = model.graph.output[0].name
-    model.graph.node.append(onnx.helper.make_node("GlobalAveragePool", [out], ["pooled"]))
-    model.graph.node.append(onnx.helper.make_node("Flatten", ["pooled"], ["logits"]))
-    model.graph.output.append(value("logits", "batch", 2))
-    return model
 
 
 def logits_of(bundle: Bundle, x: NDArray[np.float32]) -> NDArray[np.float32]:

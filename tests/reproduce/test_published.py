@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from published_code import WEIGHTS, original
 from torch import Tensor, nn
 
 from offramp.errors import ConfigError, DatasetError
@@ -23,22 +22,10 @@ from offramp.reproduce.subjects import mobilenetv2_subject, resnet56_subject
 from offramp.reproduce.weights import MOBILENETV2, RESNET56, PublishedWeights
 from offramp.sparse.counting import count
 
-WEIGHTS = Path(os.environ.get("OFFRAMP_DATA", "/nowhere")) / "weights"
-
 
 def given(*files: str) -> Any:
     missing = [f for f in files if not (WEIGHTS / f).is_file()]
     return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)} in $OFFRAMP_DATA/weights")
-
-
-def original(file: str) -> Any:
-    """The loader that lies beside the weights."""
-    spec = importlib.util.spec_from_file_location(Path(file).stem, WEIGHTS / file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def drawn(*shape: int) -> Tensor:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
+from published_code import WEIGHTS, original
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,7 +35,6 @@ DEPTHWISE = "depthwise, kept dense"
 ATTENTION = "attention's own projections, kept dense"
 TIED = "shares its weight with another module, kept dense"
 
-WEIGHTS = Path(os.environ.get("OFFRAMP_DATA", "/nowhere")) / "weights"
 
 needs_weights = pytest.mark.skipif(
     not (WEIGHTS / "resnet_cifar_torch.py").is_file(),
@@ -580,30 +578,20 @@ def test_a_bundle_of_the_residual_net(tmp_path: Path) -> None:
 # --- published networks ----------------------------------------------------------------------------------
 
 
-def published(file: str) -> ModuleType:
-    """A file of network code, by its place."""
-    spec = importlib.util.spec_from_file_location(Path(file).stem, WEIGHTS / file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def cifar_resnet(depth: int) -> nn.Module:
     (file,) = WEIGHTS.glob(f"resnet{depth}-*.th")
-    model: nn.Module = published("resnet_cifar_torch.py").load(file, depth)
+    model: nn.Module = original("resnet_cifar_torch.py").load(file, depth)
     return model
 
 
 def mobilenet() -> nn.Module:
-    code = published("mobilenetv2_torch.py")
+    code = original("mobilenetv2_torch.py")
     model: nn.Module = code.load_int8_npz(WEIGHTS / "mobilenetv2_1.0_224_imagenet_int8.npz", pad="torch")
     return model
 
 
 def tiny_resnet() -> nn.Module:
-    model: nn.Module = published("resnet8_torch.py").ResNet8()
+    model: nn.Module = original("resnet8_torch.py").ResNet8()
     model.load_state_dict(torch.load(WEIGHTS / "resnet8_mlperftiny_cifar10.pt", weights_only=True))
     return model.eval()
 
