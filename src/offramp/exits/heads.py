@@ -90,7 +90,26 @@ class PooledHead(nn.Module):
         return plain
 
 
-class ConvHead(nn.Module):
+class _MapHead(nn.Module):
+    """A head that averages a map to at most `places`×`places` before anything is learnt."""
+
+    def __init__(self, classes: int, channels: int, places: int) -> None:
+        super().__init__()
+        _check(classes, channels, "channel")
+        _check(classes, places, "place")
+        self.places = places
+
+    def reduce(self, feature: Tensor) -> Tensor:
+        """The map averaged to at most `places`×`places`."""
+        if feature.dim() != 4:
+            raise ConfigError(
+                f"{type(self).__name__} takes feature maps (N, C, H, W), not features of rank {feature.dim()}; "
+                "PooledHead and TokenHead take others"
+            )
+        return _averaged(feature, self.places)
+
+
+class ConvHead(_MapHead):
     """A separable 3×3 convolution, batch normalisation, ReLU, global average pooling, one linear layer.
 
     For early features, which are large but not yet mixed over places. The map is first averaged to at most
@@ -109,20 +128,12 @@ class ConvHead(nn.Module):
     """
 
     def __init__(self, classes: int, channels: int = 64, *, places: int = 4) -> None:
-        super().__init__()
-        _check(classes, channels, "channel")
-        _check(classes, places, "place")
-        self.places = places
+        super().__init__(classes, channels, places)
         with _lazily():
             self.pointwise = nn.LazyConv2d(channels, 1, bias=False)
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         self.linear = nn.Linear(channels, classes)
-
-    def reduce(self, feature: Tensor) -> Tensor:
-        """The map averaged to at most `places`×`places`."""
-        _check_map(feature, "ConvHead")
-        return _averaged(feature, self.places)
 
     def forward(self, feature: Tensor) -> Tensor:
         """Maps a feature map to logits (N, classes)."""
@@ -131,7 +142,7 @@ class ConvHead(nn.Module):
         return logits
 
 
-class DeepHead(nn.Module):
+class DeepHead(_MapHead):
     """Two 3×3 convolutions, each with batch normalisation and ReLU, global average pooling, one linear layer.
 
     For early features of large networks: far surer than a `ConvHead`, for ten to twenty times its cost. The
@@ -149,21 +160,13 @@ class DeepHead(nn.Module):
     """
 
     def __init__(self, classes: int, channels: int = 64, *, places: int = 8) -> None:
-        super().__init__()
-        _check(classes, channels, "channel")
-        _check(classes, places, "place")
-        self.places = places
+        super().__init__(classes, channels, places)
         with _lazily():
             self.first = nn.LazyConv2d(channels, 3, stride=2, padding=1, bias=False)
         self.first_norm = nn.BatchNorm2d(channels)
         self.second = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.second_norm = nn.BatchNorm2d(channels)
         self.linear = nn.Linear(channels, classes)
-
-    def reduce(self, feature: Tensor) -> Tensor:
-        """The map averaged to at most `places`×`places`."""
-        _check_map(feature, "DeepHead")
-        return _averaged(feature, self.places)
 
     def forward(self, feature: Tensor) -> Tensor:
         """Maps a feature map to logits (N, classes)."""
@@ -324,14 +327,6 @@ def _window(size: int, places: int) -> tuple[int, int]:
 def _check(classes: int, count: int, what: str) -> None:
     if classes < 1 or count < 1:
         raise ConfigError(f"a head needs at least one class and one {what}, not {classes} and {count}")
-
-
-def _check_map(feature: Tensor, head: str) -> None:
-    if feature.dim() != 4:
-        raise ConfigError(
-            f"{head} takes feature maps (N, C, H, W), not features of rank {feature.dim()}; "
-            "PooledHead and TokenHead take others"
-        )
 
 
 @contextmanager
