@@ -71,7 +71,7 @@ def _context() -> Context:
         thresholds=(ALPHA,) * 6 + (None,),
         modes={},
         mode="float",
-        cost=CostModel(DEPTHS),
+        cost=CostModel.in_layers(DEPTHS),
     )
 
 

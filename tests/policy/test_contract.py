@@ -15,6 +15,7 @@ from offramp.policy.cost import CostModel
 from offramp.policy.registry import POLICIES, make_policy
 
 OPTIONS = {
+    "send_input": True,
     "audit": 0.2,
     "published": True,
     "discount": 0.95,
@@ -167,7 +168,7 @@ def best_at(arm, samples=8000):
 @pytest.mark.parametrize("arm", [0, 1, 2])
 @pytest.mark.parametrize(("name", "options"), STATIONARY)
 def test_stationary_learners_find_the_best_arm_and_regret_grows_sublinearly(name, options, arm):
-    cost = CostModel((2, 6, 8), gamma=0.05, offload=0.5)
+    cost = CostModel.in_layers((2, 6, 8), gamma=0.05, offload=0.5)
     policy = made(name, {**options, "c": 0.3})
     confidence, prediction = best_at(arm)
     world = problem(confidence, cost=cost, prediction=prediction, heads=policy.watches)
@@ -198,7 +199,7 @@ def misleading(samples=20_000):
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.88, 0.98, (samples, 3))
     confidence[rng.random(samples) < 0.5, 0] = 0.2
-    return problem(confidence, cost=CostModel((1, 3, 9), gamma=0.1, offload=0.9))
+    return problem(confidence, cost=CostModel.in_layers((1, 3, 9), gamma=0.1, offload=0.9))
 
 
 def test_audits_take_the_bias_away_that_gates_leave():
@@ -221,7 +222,7 @@ def test_what_is_learned_with_audits_is_unbiased(audit):
     """The mean that arm 0 has learned from plays of arm 1 is its true reward, within 5 standard errors."""
     world = misleading()
     policy = made("i-splitee", {"audit": audit})
-    ctx = context(3, cost=CostModel((1, 3, 9), gamma=0.1, offload=0.9))
+    ctx = context(3, cost=CostModel.in_layers((1, 3, 9), gamma=0.1, offload=0.9))
     policy.choose(ctx)
     rng = np.random.default_rng(1)
     for row in world.confidence:
@@ -255,7 +256,7 @@ def test_a_published_policy_is_not_audited():
 @pytest.mark.parametrize("options", [{"discount": 0.98}, {"window": 60}], ids=["discount", "window"])
 @pytest.mark.parametrize("name", sorted({name for name, _ in STATIONARY}))
 def test_what_forgets_follows_a_change(name, options):
-    cost = CostModel((2, 6, 8), gamma=0.05, offload=0.5)
+    cost = CostModel.in_layers((2, 6, 8), gamma=0.05, offload=0.5)
     first, second = best_at(0, 1500), best_at(1, 1500)
     confidence, prediction = (np.concatenate(pair) for pair in zip(first, second, strict=True))
     world = problem(confidence, cost=cost, prediction=prediction, heads=made(name, {}).watches)

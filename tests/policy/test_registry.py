@@ -4,7 +4,9 @@ from offramp.errors import ConfigError
 from offramp.policy.base import Context, Policy
 from offramp.policy.cascade import ThresholdCascade
 from offramp.policy.cost import CostModel
+from offramp.policy.dynamic_split import DynamicSplit
 from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
+from offramp.policy.forecast import Forecast
 from offramp.policy.i_splitee import ISplitEE
 from offramp.policy.random import RandomArm
 from offramp.policy.registry import POLICIES, make_policy
@@ -19,7 +21,8 @@ CONTEXT = Context(
     thresholds=(0.5, 0.5, None),
     modes={-1: ("float",), 0: ("float",), 1: ("float",)},
     mode="float",
-    cost=CostModel((1, 2, 3)),
+    cost=CostModel.in_layers((1, 2, 3)),
+    forecast=Forecast(stage_ms=(1, 1, 1), exit_ms=(0, 0, 0), tail_ms=(3, 2, 1), sent_bytes=(9, 9, 9)),
 )
 
 
@@ -38,6 +41,7 @@ def test_every_name_makes_a_policy_that_chooses_what_the_context_allows(name):
         ("splitee", SplitEE),
         ("splitee-s", SplitEES),
         ("uee-ucb", UEEUCB),
+        ("dynamic-split", DynamicSplit),
         ("cascade", ThresholdCascade),
         ("random", RandomArm),
         ("edge-only", EdgeOnly),
@@ -107,7 +111,11 @@ def test_options_reach_the_policy():
     ("name", "option", "said"),
     [
         ("i-splitee", "audits", "did you mean 'audit'"),
-        ("splitee", "published", "splitee takes no option 'published'.*It takes: alpha, mu, c, discount, window"),
+        (
+            "splitee",
+            "published",
+            "splitee takes no option 'published'.*It takes: alpha, send_input, mu, c, discount, window",
+        ),
         ("edge-only", "audit", "It takes: none"),
         ("split-1", "audit", "split-1 takes no option 'audit'"),
     ],

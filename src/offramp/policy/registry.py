@@ -10,6 +10,7 @@ from typing import Any
 from offramp.errors import ConfigError
 from offramp.policy.base import Policy
 from offramp.policy.cascade import ThresholdCascade
+from offramp.policy.dynamic_split import DynamicSplit
 from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
 from offramp.policy.i_splitee import ISplitEE
 from offramp.policy.random import RandomArm
@@ -25,6 +26,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "splitee": SplitEE,
     "splitee-s": SplitEES,
     "uee-ucb": UEEUCB,
+    "dynamic-split": DynamicSplit,
     "cascade": ThresholdCascade,
     "random": RandomArm,
     "edge-only": EdgeOnly,

@@ -52,10 +52,12 @@ class TraceMeta(Config):
         exits: Per column of the trace, which exit it is; the last one is the network's own output.
         depths: Per stage ℓ, the layers on the path to its end.
         stage_ms: Per stage, the median milliseconds of one sample on the machine that traced; empty where nobody
-            measured, as the three that follow.
+            measured, as the five that follow.
         exit_ms: Per column, the head's milliseconds; 0 for the last.
         stage_macs: Per stage, multiply-accumulates of one sample.
         exit_macs: Per column, the head's.
+        stage_weights: Per stage, the weights that it reads.
+        exit_weights: Per column, the head's.
         cut_bytes: Per mode, the bytes of each cut, the input (cut −1) first; None where a cut lacks the mode.
     """
 
@@ -71,6 +73,8 @@ class TraceMeta(Config):
     exit_ms: tuple[_Ms, ...] = ()
     stage_macs: tuple[_Count, ...] = ()
     exit_macs: tuple[_Count, ...] = ()
+    stage_weights: tuple[_Count, ...] = ()
+    exit_weights: tuple[_Count, ...] = ()
     cut_bytes: dict[str, tuple[_Count | None, ...]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -88,6 +92,8 @@ class TraceMeta(Config):
             ("exit_ms", columns),
             ("stage_macs", stages),
             ("exit_macs", columns),
+            ("stage_weights", stages),
+            ("exit_weights", columns),
         ):
             if len(getattr(self, name)) not in (0, wanted):
                 raise ValueError(f"{name} holds {len(getattr(self, name))} values, not {wanted}")
