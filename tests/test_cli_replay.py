@@ -60,7 +60,8 @@ def test_json_holds_runs_and_regret_over_time(folder: Path) -> None:
     done = offramp("replay", folder / "good.npz", "--policy", "uee-ucb", "--seeds", 3, "--seed", 7, "--json")
     found = json.loads(done.stdout)
     assert (found["runs"], found["seed"], found["alpha"], found["reward"]) == (3, 7, 0.5, "confidence")
-    assert found["cost"] == {"depths": [3, 6, 9], "gamma": 0.1, "offload": 0.5, "head": 0.0}
+    assert found["cost"]["sends"] == [0.5] * 3
+    assert found["cost"]["words"] == "0.1·depth + 0.5 if offloaded, depths 3, 6, 9"
     assert found["steps"][-1] == 120
     by_name = {policy["name"]: policy for policy in found["policies"]}
     random = by_name["random"]
