@@ -270,8 +270,9 @@ def test_what_cannot_be_replayed() -> None:
     [
         ("i-spliteee", "did you mean 'i-splitee'"),
         ("i-splitee,audt=0.1", "did you mean 'audit'"),
-        ("i-splitee,audit", "NAME=VALUE"),
-        ("i-splitee,audit=much", "NAME=VALUE"),
+        ("i-splitee,audit", "'audit' in 'i-splitee,audit' is no OPTION=VALUE"),
+        ("i-splitee,audit=much", "audit is float, not 'much'"),
+        ("i-splitee,seed=3", "given by --seed"),
         ("i-splitee,audit=1.5", "between 0 and 1"),
         ("i-splitee,mu=-1", "at least 0"),
         ("i-splitee,audit=0.1,published=true", "leave"),
