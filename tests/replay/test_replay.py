@@ -254,6 +254,8 @@ def test_what_cannot_be_replayed() -> None:
         replay([], asked("random"))
     with pytest.raises(ConfigError, match="at least one trace and one policy"):
         replay([trace], {})
+    with pytest.raises(ConfigError, match="'mine' is to be a function that makes a policy from a seed, not 'rand"):
+        replay([trace], {"mine": "random"})  # type: ignore[dict-item]
     with pytest.raises(ConfigError, match="at least one run"):
         replay([trace], asked("random"), seeds=0)
     deeper = dataclasses.replace(trace, meta=trace.meta.model_copy(update={"depths": (1, 2, 3, 4)}))

@@ -83,6 +83,8 @@ def make_policy(
         ConfigError: An unknown name or option; the message gives the nearest one. A value that cannot be.
         MissingExtraError: What the detector needs is not installed.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"a policy is named by a word, such as {next(iter(POLICIES))!r}, not {name!r}")
     kind, _, rest = name.partition("-")
     number, _, tail = rest.partition("-")
     if kind == "split" and number.isdecimal() and tail in ("", "all"):
