@@ -163,6 +163,37 @@ def confidences(rng, samples, means):
 BEFORE, AFTER = (0.35, 0.4, 0.5, 0.9), (0.7, 0.7, 0.7, 0.6)
 
 
+def test_rewards_would_raise_false_alarms_where_confidences_raise_none():
+    """Why rewards are not watched: while SplitEE finds its best arm, only what it earns changes."""
+    drift = pytest.importorskip("river.drift", reason="river is not installed: pip install 'offramp[drift]'")
+    alarms, false = 0, 0
+    for seed in range(20):
+        policy, ctx, earned = make_policy("splitee", alpha=0.6, drift="adwin"), context(cost=COST), drift.ADWIN()
+        for row in confidences(np.random.default_rng(seed), 3000, BEFORE):
+            action = policy.choose(ctx)
+            seen = observe(policy, ctx, action, row, (0,) * 4)
+            policy.update(action, seen)
+            earned.update(seen.confidence - seen.cost)
+            false += earned.drift_detected
+        alarms += policy.alarms
+    assert alarms == 0
+    assert false > 5
+
+
+def test_a_change_is_found_that_the_arm_played_does_not_show():
+    """Exit 0 becomes sure while arm 3, which is played, earns what it did."""
+    pytest.importorskip("river", reason="river is not installed: pip install 'offramp[drift]'")
+    for seed in range(5):
+        rng, ctx = np.random.default_rng(seed), context(cost=COST)
+        policy = make_policy("i-splitee", alpha=0.6, c=0.3, drift="adwin")
+        zeros = np.zeros((600, 4), np.int32)
+        before = play(policy, ctx, confidences(rng, 600, BEFORE), zeros)
+        assert {action.split for action in before[-100:]} == {3}
+        assert policy.alarms == 0
+        play(policy, ctx, confidences(rng, 100, (0.8, *BEFORE[1:])), zeros)
+        assert policy.alarms == 1
+
+
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_world_that_stays_raises_no_alarm_while_the_learner_moves(name):
     pytest.importorskip("river", reason="river is not installed: pip install 'offramp[drift]'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
@@ -32,12 +33,12 @@ class DriftReset(Policy):
     """A learner that forgets everything when the exits' confidences change.
 
     What is watched has to move when the world does, and must not move because the policy does. Rewards fail at
-    the latter: their mean over plays follows the arms played, and a residual against the learner's own mean
-    follows how much it knows. An exit's confidence does neither: an arm is chosen before its input is seen, so
-    exit i's confidences, over all plays that go at least as deep, are a fair sample of the inputs whatever
-    arm is played. Each exit up to the split has a detector of its own. Exits beyond it are left out: an edge runs
-    those only where a server failed on an input that was unsure. Costs need no watch, since they are the same
-    for every input of a run.
+    the latter, since their mean follows the arms played; the played arm's residual against the learner's own
+    mean hides what other exits say, and follows what a gate hides from the learner. An exit's confidence does
+    neither: an arm is chosen before its input is seen, so exit i's confidences over all plays that go at least as
+    deep are a fair sample of the inputs, whatever arm is played. Each exit up to the split has a detector of its
+    own. Exits beyond it are left out: an edge runs those only where a server failed on an input that was unsure.
+    Costs need no watch: they are the same for every input of a run.
 
     At an alarm the learner and every detector start anew, and the input that brought it is the first that is
     learned from. A change of exits that are never evaluated is not seen; `splitee`, which runs one head, sees
@@ -67,11 +68,12 @@ class DriftReset(Policy):
         self.learner = learner
         self.name, self.alpha, self.replay_only = f"{learner.name}, drift", learner.alpha, learner.replay_only
         self.alarms = 0
-        self._make = _maker(detector)
-        made = self._make()
+        make = _maker(detector)
+        made = make()
         if not callable(getattr(made, "update", None)) or not hasattr(made, "drift_detected"):
             raise ConfigError(f"a detector has update(x) and drift_detected, as river's have; got {made!r}")
-        self._watched: dict[int, Detector] = {}
+        #: By exit, made when it is first seen.
+        self._watched: defaultdict[int, Detector] = defaultdict(make)
 
     def choose(self, context: Context) -> Action:
         """What the learner chooses."""
@@ -99,14 +101,13 @@ class DriftReset(Policy):
         self._watched.clear()
 
     def _alarmed(self, action: Action, confidences: Mapping[int, float]) -> bool:
-        alarmed = False
+        alarmed, watched, split = False, self._watched, action.split
         for exit_index, confidence in confidences.items():
-            if exit_index <= action.split:
-                detector = self._watched.get(exit_index)
-                if detector is None:
-                    detector = self._watched[exit_index] = self._make()
+            if exit_index <= split:
+                detector = watched[exit_index]
                 detector.update(confidence)
-                alarmed |= bool(detector.drift_detected)
+                if detector.drift_detected:
+                    alarmed = True
         return alarmed
 
 
