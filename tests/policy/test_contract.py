@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from worlds import ALPHA, COST, HiddenError, context, drawn, observe, play, problem
+from worlds import ALPHA, COST, HiddenError, Startled, context, drawn, observe, play, problem
 
 from offramp.errors import ActionError, ConfigError, PolicyStateError
 from offramp.policy.base import Action
@@ -21,19 +21,25 @@ OPTIONS = {
     "discount": 0.95,
     "window": 25,
 }
+LEARNERS = [name for name in POLICIES if "c" in inspect.signature(POLICIES[name]).parameters]
 #: name and options: every policy as it is, and with each option that it takes
-KINDS = [(name, {}) for name in POLICIES] + [
-    (name, {option: value})
-    for name in POLICIES
-    for option, value in OPTIONS.items()
-    if option in inspect.signature(POLICIES[name]).parameters
+KINDS = [
+    *((name, {}) for name in POLICIES),
+    *(
+        (name, {option: value})
+        for name in POLICIES
+        for option, value in OPTIONS.items()
+        if option in inspect.signature(POLICIES[name]).parameters
+    ),
+    *((name, {"drift": Startled}) for name in LEARNERS),
+    ("i-splitee", {"drift": Startled, "audit": 0.2}),
 ]
 every = pytest.mark.parametrize(("name", "options"), KINDS, ids=lambda v: v if isinstance(v, str) else "-".join(v))
 #: Those that learn from what was seen and forget nothing.
 STATIONARY = [
     (name, options)
     for name, options in KINDS
-    if "c" in inspect.signature(POLICIES[name]).parameters and not {"discount", "window"} & set(options)
+    if name in LEARNERS and not {"discount", "window", "drift"} & set(options)
 ]
 WRONG = [
     *(("alpha", value) for value in (-0.1, 1.1, math.nan)),
@@ -126,7 +132,7 @@ def test_an_observation_raises_where_nothing_was_seen():
 def test_wrong_options_are_refused(name):
     takes = inspect.signature(POLICIES[name]).parameters
     for option, value in WRONG:
-        if option in takes and (option != "alpha" or name not in ("cascade", "random")):
+        if option in takes:
             with pytest.raises(ConfigError, match=option):
                 make_policy(name, **{option: value})
     with pytest.raises(ConfigError, match="nowhere"):

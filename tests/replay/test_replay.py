@@ -260,6 +260,8 @@ def test_what_cannot_be_replayed() -> None:
         replay([], asked("random"))
     with pytest.raises(ConfigError, match="at least one trace and one policy"):
         replay([trace], {})
+    with pytest.raises(ConfigError, match="'mine' is to be a function that makes a policy from a seed, not 'rand"):
+        replay([trace], {"mine": "random"})  # type: ignore[dict-item]
     with pytest.raises(ConfigError, match="at least one run"):
         replay([trace], asked("random"), seeds=0)
     deeper = dataclasses.replace(trace, meta=trace.meta.model_copy(update={"depths": (1, 2, 3, 4)}))
@@ -276,8 +278,9 @@ def test_what_cannot_be_replayed() -> None:
     [
         ("i-spliteee", "did you mean 'i-splitee'"),
         ("i-splitee,audt=0.1", "did you mean 'audit'"),
-        ("i-splitee,audit", "NAME=VALUE"),
-        ("i-splitee,audit=much", "NAME=VALUE"),
+        ("i-splitee,audit", "'audit' in 'i-splitee,audit' is no OPTION=VALUE"),
+        ("i-splitee,audit=much", "audit is float, not 'much'"),
+        ("i-splitee,seed=3", "given by --seed"),
         ("i-splitee,audit=1.5", "between 0 and 1"),
         ("i-splitee,mu=-1", "at least 0"),
         ("i-splitee,audit=0.1,published=true", "leave"),

@@ -665,6 +665,12 @@ def test_what_only_a_replay_can_learn_from_is_refused(make_edge, tail):
         make_edge(tail, ISplitEE(published=True))
 
 
+@pytest.mark.parametrize("policy", ["i-splitee", ISplitEE, 3], ids=str)
+def test_what_is_no_policy_is_refused(make_edge, tail, policy):
+    with pytest.raises(ConfigError, match=r"expected a policy, such as FixedSplit\(0\) or make_policy\(NAME\)"):
+        make_edge(tail, policy)
+
+
 def test_labels_are_told_of_the_exits_that_ran_on_the_edge(make_edge, tail, says):
     policy = Script(Action(2, (2,), watch=(0,)), Action(0, (0,)), Action(3))
     edge = make_edge(tail, policy)

@@ -80,8 +80,9 @@ def run(
     policy: Annotated[
         str,
         typer.Option(
+            metavar="NAME[,OPTION=VALUE...]",
             help="`i-splitee`, `splitee`, `splitee-s`, `uee-ucb`, `dynamic-split`, `cascade`, `random`, "
-            "`edge-only`, `server-only`, `split-K`, `split-K-all`."
+            "`edge-only`, `server-only`, `split-K`, `split-K-all`; options such as `i-splitee,audit=0.05`.",
         ),
     ] = "cascade",
     alpha: Annotated[
@@ -111,14 +112,19 @@ def run(
     from offramp.bundle.bundle import Bundle
     from offramp.connect import Edge
     from offramp.policy.memory import load_state, save_state
-    from offramp.policy.registry import make_policy
+    from offramp.policy.registry import make_policy, parse_policy
     from offramp.report.live import run_files
     from offramp.runtime.sources import find_inputs
     from offramp.serving.link import parse_rate
 
     bits = 0.0 if link_rate is None else parse_rate(link_rate)
     files, loaded = find_inputs(inputs), Bundle.load(bundle)
-    chosen = make_policy(policy, alpha=alpha, seed=seed)
+    name, options = parse_policy(policy)
+    if alpha is not None:
+        if "alpha" in options:
+            raise ConfigError(f"--alpha {alpha} and {policy!r} both name the gates' threshold; leave one out")
+        options["alpha"] = alpha
+    chosen = make_policy(name, seed=seed, **options)
     with (
         Edge(
             loaded,

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from offramp.bundle.manifest import travel_key
-from offramp.errors import ActionError, PolicyStateError
+from offramp.errors import ActionError, ConfigError, PolicyStateError
 from offramp.policy.cost import CostModel
 from offramp.policy.forecast import Forecast
 
-__all__ = ["Action", "Context", "Observation", "Policy"]
+__all__ = ["Action", "Context", "Observation", "Policy", "checked_alpha"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,3 +163,14 @@ class Policy(ABC):
         if value is None:
             raise ActionError(f"exit {exit_index} has no threshold in the bundle; give the policy an alpha")
         return value
+
+
+def checked_alpha(alpha: float | None) -> float | None:
+    """A gate's threshold, once it is what it can be.
+
+    Raises:
+        ConfigError: Outside [0, 1], or not a number.
+    """
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise ConfigError(f"alpha is a confidence between 0 and 1, not {alpha}")
+    return alpha

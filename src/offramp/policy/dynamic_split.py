@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from offramp.errors import ActionError, ConfigError
-from offramp.policy.base import Action, Context, Observation, Policy
+from offramp.policy.base import Action, Context, Observation, Policy, checked_alpha
 from offramp.policy.memory import ShareMemory, recalled
 
 __all__ = ["DynamicSplit"]
@@ -39,13 +39,11 @@ class DynamicSplit(Policy):
     wants_forecast = True
 
     def __init__(self, *, alpha: float | None = None, discount: float = 0.99, patience: int = 50) -> None:
-        if alpha is not None and not 0 <= alpha <= 1:
-            raise ConfigError(f"alpha is a confidence between 0 and 1, not {alpha}")
         if not 0 < discount <= 1:
             raise ConfigError(f"a discount is above 0 and at most 1 (forgets nothing), not {discount}")
         if not isinstance(patience, int) or patience < 1:
             raise ConfigError(f"patience is a whole number of inputs, at least 1, not {patience}")
-        self.alpha, self.discount, self.patience = alpha, discount, patience
+        self.alpha, self.discount, self.patience = checked_alpha(alpha), discount, patience
         self._kept = 0
         #: By exit, how often it was sure and how often it was seen, discounted. A first sight counts as sure.
         self._seen: dict[int, tuple[float, float]] = {}

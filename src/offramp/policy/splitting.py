@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from offramp.errors import ConfigError
-from offramp.policy.base import Context, Observation
+from offramp.policy.base import Context, Observation, checked_alpha
 from offramp.policy.ucb import UpperConfidence
 
 __all__ = ["SplitLearner"]
@@ -39,9 +38,7 @@ class SplitLearner(UpperConfidence):
 
     def __init__(self, *, alpha: float | None, send_input: bool = False, **options: Any) -> None:
         super().__init__(**options)
-        if alpha is not None and not 0 <= alpha <= 1:
-            raise ConfigError(f"alpha is a confidence between 0 and 1, not {alpha}")
-        self.alpha, self.send_input = alpha, send_input
+        self.alpha, self.send_input = checked_alpha(alpha), send_input
         self._last = -1
         #: Per arm its threshold, μ times the cost of answering on the edge, and of offloading.
         self._gates: tuple[tuple[float, float, float], ...] = ()

@@ -172,6 +172,12 @@ class UpperConfidence(Policy):
         self._context = None  # its arms are compared with these
         self.seed, self.step = memory.seed, memory.step
 
+    def forget(self) -> None:
+        """Starts anew, as if nothing had been played; only the draws of audits go on."""
+        self.plays, self._weight = 0.0, 1.0
+        self._know((0.0,) * len(self.arms), (0.0,) * len(self.arms))
+        self._recent.clear()
+
     # --- what an algorithm says about itself ---------------------------------------------------------
 
     def _settings(self) -> dict[str, float | int | bool | None]:
@@ -204,7 +210,7 @@ class UpperConfidence(Policy):
             raise ActionError(f"this {self.name} has learned about arms {self.arms}; this edge has {arms}")
         if not self.arms:
             self.arms = arms
-            self._know((0.0,) * len(self.arms), (0.0,) * len(self.arms))
+            self.forget()
         self._place = {arm: i for i, arm in enumerate(self.arms)}
         self._actions = tuple(self._action(context, arm) for arm in self.arms)
         self._audits = tuple(self._without_gate(context, arm) for arm in self.arms)

@@ -81,13 +81,17 @@ def replay(
         on_runs: Told how many runs of any policy have been played since it was last told.
 
     Raises:
-        ConfigError: No traces or policies, fewer than one run, or thresholds, costs or rewards that cannot be.
+        ConfigError: No traces or policies, what makes no policy, fewer than one run, or thresholds, costs or
+            rewards that cannot be.
         TraceError: Traces that do not go together or have no early exit, fewer samples than exits, rewards of
             accuracy without labels, or a policy that asks for confidences where there are none.
         ActionError: A policy that chose what no edge with these exits can do.
     """
     if not traces or not policies:
         raise ConfigError("a replay needs at least one trace and one policy")
+    for name, make in policies.items():
+        if not callable(make):
+            raise ConfigError(f"{name!r} is to be a function that makes a policy from a seed, not {make!r}")
     if seeds < 1 or seed < 0:
         raise ConfigError(f"a replay needs at least one run, and seeds from 0; not {seeds} and {seed}")
     trace, lengths = _joined(traces), tuple(map(len, traces))

@@ -123,7 +123,7 @@ class Trace:
     meta: TraceMeta
 
     def __post_init__(self) -> None:
-        n, columns = len(self.label), len(self.meta.exits)
+        n, columns = np.size(self.label), len(self.meta.exits)
         wanted: dict[str, tuple[Any, tuple[int, ...]]] = {
             "prediction": (np.int32, (n, columns)),
             "confidence": (np.float32, (n, columns)),
@@ -133,14 +133,23 @@ class Trace:
             array = getattr(self, name)
             if array is None:
                 continue
+            if not isinstance(array, np.ndarray):
+                raise TraceError(f"{name}: expected an array of {np.dtype(dtype)}, got {type(array).__name__}")
             if array.dtype != dtype or array.shape != shape:
+                per = "" if name == "label" else f", a column for each of the exits {self.meta.exits}"
                 raise TraceError(
-                    f"{name}: expected {np.dtype(dtype)} of shape {shape}, got {array.dtype} of {array.shape}"
+                    f"{name}: expected {np.dtype(dtype)} of shape {shape}{per}, got {array.dtype} of {array.shape}"
                 )
         if not n:
             raise TraceError("a trace needs at least one sample")
-        if self.confidence is not None and not ((self.confidence >= 0) & (self.confidence <= 1)).all():
-            raise TraceError("confidence: values outside [0, 1], or not finite")
+        if self.confidence is not None:
+            wrong = np.argwhere(~((self.confidence >= 0) & (self.confidence <= 1)))
+            if len(wrong):
+                sample, column = wrong[0].tolist()
+                raise TraceError(
+                    f"confidence: {self.confidence[sample, column]} of exit {self.meta.exits[column]} on sample "
+                    f"{sample} is outside [0, 1]"
+                )
         if self.prediction.min() < 0 or self.label.min() < -1:
             raise TraceError("prediction or label: class indices below 0")
 

@@ -78,7 +78,7 @@ def study_live(study: LiveStudy, console: Console) -> tuple[list[str], list[Path
     ]
     record = study.work / f"live{'-quick' if study.quick else ''}.jsonl"
     console.print(f"{len(jobs)} runs of {len(policies(bundle))} policies, {study.workers} at a time")
-    outcomes = run_jobs(jobs, one_run, record=record, workers=study.workers, console=console)
+    outcomes = run_jobs(jobs, one_run, record=record, workers=study.workers, console=console, what="run")
     found = [run_from(outcome) for outcome in outcomes]
     name = "live-mobilenetv2" + ("-quick" if study.quick else "")
     command = _command(study)

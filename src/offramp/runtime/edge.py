@@ -64,7 +64,7 @@ class Edge:
 
     Raises:
         BundleError: The bundle cannot be trusted or read.
-        ConfigError: A deadline that is not positive, or a policy that plays in replays only.
+        ConfigError: A deadline that is not positive, no policy, or one that plays in replays only.
     """
 
     def __init__(
@@ -88,6 +88,8 @@ class Edge:
             raise ConfigError(f"link_mbps must be above 0, not {link_mbps}")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.policy = policy or EdgeOnly()
+        if not isinstance(self.policy, Policy):
+            raise ConfigError(f"expected a policy, such as FixedSplit(0) or make_policy(NAME), got {policy!r}")
         if self.policy.replay_only:
             raise ConfigError(
                 f"{self.policy.name} learns from what only a replay knows (published); make it without, with audit"

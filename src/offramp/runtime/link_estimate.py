@@ -23,8 +23,8 @@ class LinkEstimate:
 
     a and b wander by a part of themselves from transfer to transfer; payloads of different sizes tell them apart.
     A transfer that took far longer or shorter than expected says that the link has changed: either may be the
-    cause, and both become as doubtful as the surprise was large, so that a few transfers teach the new link. A link that nobody has used counts as free: a policy
-    that believes it tries it, and knows better.
+    cause, and both become as doubtful as the surprise was large, so that a few transfers teach the new link.
+    A link that nobody has used counts as free: a policy that believes it tries it, and knows better.
 
     Args:
         link_mbps: The rate in Mbit/s, if somebody says; where it begins.
