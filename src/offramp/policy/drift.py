@@ -38,7 +38,7 @@ class DriftReset(Policy):
     neither: an arm is chosen before its input is seen, so exit i's confidences over all plays that go at least as
     deep are a fair sample of the inputs, whatever arm is played. Each exit up to the split has a detector of its
     own. Exits beyond it are left out: an edge runs those only where a server failed on an input that was unsure.
-    Costs need no watch: they are the same for every input of a run.
+    Costs need no watch: a learner takes them from the context, which is renewed when they change.
 
     At an alarm the learner and every detector start anew, and the input that brought it is the first that is
     learned from. A change of exits that are never evaluated is not seen; `splitee`, which runs one head, sees

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from offramp.bundle.bundle import Bundle
 from offramp.datasets.arrays import read_arrays
 from offramp.errors import ConfigError
 from offramp.interval import interval
@@ -18,9 +19,10 @@ from offramp.reproduce.camera import camera_bundle
 from offramp.reproduce.live import ADAPTIVE, LiveRun, LiveSettings, policies, run_from, run_live
 from offramp.reproduce.study import Job, Outcome, origin, run_jobs, write_study
 from offramp.runtime.labelled import Labelled
+from offramp.serving.link import LinkSettings
 from offramp.tables import table_text
 
-__all__ = ["BARS", "LiveStudy", "sentences", "study_live"]
+__all__ = ["BARS", "LiveStudy", "sentences", "study_bundle", "study_live"]
 
 #: How much slower than the best fixed split an adaptive policy may be, and points between the rows' accuracies.
 BARS = {"slower": 0.10, "points": 0.5}
@@ -50,16 +52,38 @@ class LiveStudy:
 def study_live(study: LiveStudy, console: Console) -> tuple[list[str], list[Path]]:
     """Runs every policy over every link, and over the one that changes; gives tables and the files written.
 
+    The network is MobileNetV2 with exits behind a camera of 128 pixels.
+
     Raises:
         ConfigError: A folder that cannot be written to.
-        DatasetError: CIFAR-10 or MobileNetV2's weights are not at hand.
+        DatasetError: CIFAR-10 or the weights are not at hand.
         OfframpError: See the parts.
     """
     bundle, test = camera_bundle(study.work, console)
+    return study_bundle(bundle, test, study, "live-mobilenetv2", console)
+
+
+def study_bundle(
+    bundle: Bundle, test: Labelled, study: LiveStudy, name: str, console: Console
+) -> tuple[list[str], list[Path]]:
+    """The same for any bundle.
+
+    Args:
+        bundle: The bundle, with thresholds.
+        test: Images that it has not learnt from, and labels.
+        study: What the command is told.
+        name: As files are called.
+        console: Gets the progress.
+
+    Raises:
+        ConfigError: A folder that cannot be written to.
+        OfframpError: See the parts.
+    """
     assert not isinstance(test.inputs, dict)
     most = max(study.live.images, study.live.changing)
-    kept = study.work / "live-images.npz"
+    kept = study.work / f"{name}-images.npz"
     try:
+        study.work.mkdir(parents=True, exist_ok=True)
         np.savez(kept, x=test.inputs[:most], y=test.labels[:most])
     except OSError as error:
         raise ConfigError(f"cannot write to {kept}: {error.strerror}") from error
@@ -71,7 +95,7 @@ def study_live(study: LiveStudy, console: Console) -> tuple[list[str], list[Path
             "digest": bundle.digest,
             "images": str(kept),
             "what": test.what,
-            "links": run,
+            "links": [asdict(links[i]) for i in run],
             "settings": _values(study.live),
         }
         for run in runs
@@ -80,17 +104,17 @@ def study_live(study: LiveStudy, console: Console) -> tuple[list[str], list[Path
     console.print(f"{len(jobs)} runs of {len(policies(bundle))} policies, {study.workers} at a time")
     outcomes = run_jobs(jobs, one_run, record=record, workers=study.workers, console=console, what="run")
     found = [run_from(outcome) for outcome in outcomes]
-    name = "live-mobilenetv2" + ("-quick" if study.quick else "")
+    name += "-quick" if study.quick else ""
     command = _command(study)
     tables = [_table(run, study.live) for run in found]
     said = sentences(found, study.live)
     shown = "\n\n".join(f"```text\n{t}\n```" for t in [*tables, "\n".join(said)])
     text = (
         f"# Policies that adapt, live\n\n`{command}`\n\n"
-        f"MobileNetV2 with six exits, {test.what} as from a camera, thresholds by held-out images, the same for "
-        "all rows. Server and links are processes of their own on loopback; **the edge is emulated: "
-        f"{study.live.slowdown:g} times slower than this machine** (it sleeps). Cuts and inputs travel as "
-        f"{bundle.tuning.mode}. Policies take turns, so that all see the same machine.\n\n{shown}\n\n"
+        f"{bundle.manifest.name}: {test.what}; thresholds by held-out images, the same for all rows. Server and "
+        f"links are processes of their own on loopback; **the edge is emulated: {study.live.slowdown:g} times slower "
+        f"than this machine** (it sleeps). Cuts and inputs travel as {bundle.tuning.mode}. Policies take turns, so "
+        f"that all see the same machine.\n\n{shown}\n\n"
         f"![latency]({name}.svg)\n"
     )
     figures = {
@@ -113,9 +137,8 @@ def one_run(job: Job) -> Outcome:
     """One link's run, in a process of its own."""
     arrays = read_arrays(Path(job["images"]))
     assert isinstance(arrays, dict)
-    values = dict(job["settings"])
-    settings = LiveSettings(**{key: value for key, value in values.items() if key != "links"})
-    links = [settings.links[i] for i in job["links"]]
+    settings = LiveSettings(**job["settings"])
+    links = [LinkSettings(**link) for link in job["links"]]
     test = Labelled(arrays["x"], arrays["y"].astype(np.int64), job["what"])
     return run_live(job["bundle"], test, links, settings, Console(quiet=True)).to_dict()
 
