@@ -112,9 +112,9 @@ def study_bundle(
     text = (
         f"# Policies that adapt, live\n\n`{command}`\n\n"
         f"{bundle.manifest.name}: {test.what}; thresholds by held-out images, the same for all rows. Server and "
-        f"links are processes of their own on loopback; **the edge is emulated: {study.live.slowdown:g} times slower "
-        f"than this machine** (it sleeps). Cuts and inputs travel as {bundle.tuning.mode}. Policies take turns, so "
-        f"that all see the same machine.\n\n{shown}\n\n"
+        "links are processes of their own on loopback; **the edge is emulated: "
+        f"{study.live.slowdown:g} times slower than this machine** (it sleeps). Cuts and inputs travel as "
+        f"{bundle.tuning.mode}. Policies take turns, so that all see the same machine.\n\n{shown}\n\n"
         f"![latency]({name}.svg)\n"
     )
     figures = {
