@@ -248,6 +248,27 @@ def test_a_policy_that_breaks_the_rules_is_told() -> None:
         replay([drawn()], {"beyond": lambda seed: Beyond()}, seeds=1)
 
 
+def test_gates_of_their_own_hold_for_everybody_and_have_to_agree() -> None:
+    plain = drawn()
+    strict, lax = (
+        dataclasses.replace(plain, meta=plain.meta.model_copy(update={"thresholds": (a, a, None)}))
+        for a in (0.9, 0.3)
+    )
+    policies = {"random": asked("random")["random"], **asked("i-splitee,alpha=none"), **asked("splitee,alpha=0.3")}
+    found = replay([strict], policies, cost=COST, seeds=2)
+    assert found.alpha == 0.9
+    as_given = replay([plain], policies, cost=COST, seeds=2, alpha=0.9)
+    for own, given in zip(found.played, as_given.played, strict=True):
+        assert own.cost.tolist() == given.cost.tolist()
+    by_hand = replay([lax], asked("splitee"), cost=COST, seeds=2).played[0]
+    assert found.played[-1].cost.tolist() == by_hand.cost.tolist()  # its own alpha, whatever the others' gates
+    assert replay([strict], policies, cost=COST, seeds=2, alpha=0.3).alpha == 0.3
+    for other in (lax, plain):
+        with pytest.raises(TraceError, match=r"different thresholds of their own.*give an alpha"):
+            replay([strict, other], asked("random"), seeds=1)
+        assert replay([strict, other], asked("random"), seeds=1, alpha=0.5).alpha == 0.5
+
+
 def test_what_cannot_be_replayed() -> None:
     trace = drawn()
     with pytest.raises(ConfigError, match="at least one trace and one policy"):
@@ -272,6 +293,7 @@ def test_what_cannot_be_replayed() -> None:
         ("i-splitee,audt=0.1", "did you mean 'audit'"),
         ("i-splitee,audit", "NAME=VALUE"),
         ("i-splitee,audit=much", "NAME=VALUE"),
+        ("i-splitee,c=none", "NAME=VALUE"),
         ("i-splitee,audit=1.5", "between 0 and 1"),
         ("i-splitee,mu=-1", "at least 0"),
         ("i-splitee,audit=0.1,published=true", "leave"),

@@ -14,6 +14,9 @@ from offramp.replay.trace import Trace
 
 __all__ = ["asked", "comparisons"]
 
+#: Options for which `none` means something: the replay's own gates, all plays.
+_MAY_BE_NONE = ("alpha", "window")
+
 
 def comparisons(trace: Trace, *, offload: bool = True) -> dict[str, Maker]:
     """By name, every fixed arm, the final exit, a random arm, and those that offload.
@@ -42,7 +45,8 @@ def asked(wanted: str) -> dict[str, Maker]:
     policy asked for with both is refused.
 
     Args:
-        wanted: Such as `i-splitee`, `split-1`, `i-splitee,audit=0.05`, `splitee,window=500`.
+        wanted: Such as `i-splitee`, `split-1`, `i-splitee,audit=0.05`, `splitee,window=500`. Its gates are the
+            replay's unless it says `alpha=0.5`; `alpha=none` says that they are.
 
     Raises:
         ConfigError: An unknown name or option, for which the nearest is given, or a value that cannot be.
@@ -59,8 +63,10 @@ def asked(wanted: str) -> dict[str, Maker]:
     return found
 
 
-def _option(part: str) -> tuple[str, float | int | bool]:
+def _option(part: str) -> tuple[str, float | int | bool | None]:
     name, _, text = part.partition("=")
+    if text.lower() == "none" and name in _MAY_BE_NONE:
+        return name, None
     if text.lower() in ("true", "false"):
         return name, text.lower() == "true"
     for kind in (int, float):

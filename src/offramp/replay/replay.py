@@ -29,7 +29,7 @@ class Replay:
         arm_rewards: By arm its expected reward.
         reward: What an answer is worth.
         cost: What things cost.
-        alpha: The gates' threshold, for policies that bring none.
+        alpha: The gates' threshold, or one each, for policies that bring none.
         traces: What was played on, in this order.
         seeds: How many runs.
         seed: The first run's.
@@ -68,8 +68,8 @@ def replay(
         traces: With the same exits and depths each.
         policies: By name, from a seed.
         cost: What things cost; the papers' units at the traces' depths if left out.
-        alpha: The threshold of every early exit, or one each, for policies that bring none; 0.5 if left out, or
-            0 where there are no confidences.
+        alpha: The threshold of every early exit, or one each, for policies that bring none. If left out, the
+            bundle's own as the traces tell them; 0.5 where they do not, 0 where there are no confidences.
         reward: What an answer is worth; its confidence where there are confidences, if left out.
         seeds: How many runs.
         seed: The first run's, for its order and its policy; the next run's is one more.
@@ -86,8 +86,10 @@ def replay(
     if seeds < 1 or seed < 0:
         raise ConfigError(f"a replay needs at least one run, and seeds from 0; not {seeds} and {seed}")
     trace, lengths = _joined(traces), tuple(map(len, traces))
-    chosen_alpha = alpha if alpha is not None else 0.0 if trace.confidence is None else 0.5
-    simulator = Simulator(trace, cost, chosen_alpha)
+    if alpha is None and any(t.meta.thresholds != trace.meta.thresholds for t in traces):
+        told = " and ".join(dict.fromkeys(str(t.meta.thresholds or "none") for t in traces))
+        raise TraceError(f"traces with different thresholds of their own, {told}; give an alpha for all of them")
+    simulator = Simulator(trace, cost, alpha)
     scores = Scores(simulator, lengths, reward)
     orders = _orders(lengths, seeds, seed)
     played = []
@@ -101,7 +103,7 @@ def replay(
         arm_rewards=scores.arm_rewards,
         reward=scores.reward,
         cost=simulator.context.cost,
-        alpha=chosen_alpha,
+        alpha=simulator.alphas[0] if len(set(simulator.alphas)) == 1 else simulator.alphas,
         traces=tuple(traces),
         seeds=seeds,
         seed=seed,

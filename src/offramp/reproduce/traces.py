@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from offramp.bundle.bundle import Bundle
 from offramp.datasets.distortion import NOISE_LEVELS, Distortion
 from offramp.errors import ConfigError, OfframpError, TraceError
-from offramp.replay.record import record
+from offramp.replay.record import own_thresholds, record
 from offramp.replay.trace import Trace
 from offramp.runtime.labelled import Labelled
 from offramp.runtime.stages import Stages
@@ -44,7 +44,7 @@ def trace_all(
     """One trace per distortion, written to `folder/stem[-kind-sigma].npz`; by the distortion, "" for none.
 
     The first one is made alone and says what each step costs; the others, made side by side, repeat it. A file
-    that is there and of the same bundle and data is not made again.
+    that is there and of the same bundle, thresholds and data is not made again.
 
     Args:
         bundle: The bundle.
@@ -108,5 +108,6 @@ def _kept(path: Path, bundle: Bundle, test: Labelled) -> Trace | None:
         trace = Trace.load(path)
     except TraceError:
         return None
-    same = trace.meta.digest == bundle.digest and trace.meta.data == test.what
+    meta = trace.meta
+    same = (meta.digest, meta.data, meta.thresholds) == (bundle.digest, test.what, own_thresholds(bundle))
     return trace if same and len(trace) == len(test.labels) else None
