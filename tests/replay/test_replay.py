@@ -18,6 +18,7 @@ from offramp.replay.play import Maker
 from offramp.replay.replay import Replay, replay
 from offramp.replay.simulator import Simulator
 from offramp.replay.trace import Trace, TraceMeta
+from offramp.report.replaying import replay_table
 
 DEPTHS = (2, 4, 7, 9)
 COST = CostModel(DEPTHS, gamma=0.05, offload=0.2, head=0.01)
@@ -208,7 +209,15 @@ def test_traces_follow_one_another_each_shuffled_in_itself() -> None:
         np.testing.assert_array_equal(np.sort(run[:60]), np.sort(first.confidence[:, 0]))  # type: ignore[index]
         np.testing.assert_array_equal(np.sort(run[60:]), np.sort(second.confidence[:, 0]))  # type: ignore[index]
     assert runs[0].tolist() != runs[1].tolist()
+    assert found.played[1].splits_by_trace == ({0: 1.0}, {0: 1.0})
+    random = replay([first, second], asked("random"), cost=COST, seeds=2).played[0]
+    assert random.splits == pytest.approx(
+        {k: sum(n * s[k] for n, s in zip((0.4, 0.6), random.splits_by_trace, strict=True)) for k in EXITS}
+    )
+    assert random.splits_by_trace[0] != random.splits_by_trace[1]
     alone = [replay([t], asked("split-0"), cost=COST, seeds=1).arm_rewards for t in (first, second)]
+    for i, one in enumerate(alone):
+        assert {k: float(found.rewards_by_trace[k][i]) for k in EXITS} == pytest.approx(one)
     together = {k: 0.4 * alone[0][k] + 0.6 * alone[1][k] for k in EXITS}
     assert found.arm_rewards == pytest.approx(together)
     regret = dict(zip(found.steps.tolist(), found.played[1].regret[0].tolist(), strict=True))
@@ -257,6 +266,11 @@ def test_gates_of_their_own_hold_for_everybody_and_have_to_agree() -> None:
     policies = {"random": asked("random")["random"], **asked("i-splitee,alpha=none"), **asked("splitee,alpha=0.3")}
     found = replay([strict], policies, cost=COST, seeds=2)
     assert found.alpha == 0.9
+    assert "gates at the bundle's own 0.9" in " ".join(replay_table(found).split())
+    closed = dataclasses.replace(plain, meta=plain.meta.model_copy(update={"thresholds": (0.9, 2.0, None)}))
+    told = " ".join(replay_table(replay([closed], policies, cost=COST, seeds=2)).split())
+    assert "gates at the bundle's own 0.9, none (closed)" in told
+    assert "gates at 0.5" in " ".join(replay_table(replay([plain], policies, cost=COST, seeds=2)).split())
     as_given = replay([plain], policies, cost=COST, seeds=2, alpha=0.9)
     for own, given in zip(found.played, as_given.played, strict=True):
         assert own.cost.tolist() == given.cost.tolist()

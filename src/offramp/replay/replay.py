@@ -27,6 +27,7 @@ class Replay:
         steps: (points,) after how many samples each regret stands.
         best: The best fixed arm in hindsight, as a split.
         arm_rewards: By arm its expected reward.
+        rewards_by_trace: By arm its expected reward in each trace.
         reward: What an answer is worth.
         cost: What things cost.
         alpha: The gates' threshold, or one each, for policies that bring none.
@@ -39,6 +40,7 @@ class Replay:
     steps: NDArray[np.int64]
     best: int
     arm_rewards: Mapping[int, float]
+    rewards_by_trace: Mapping[int, NDArray[np.float64]]
     reward: Reward
     cost: CostModel
     alpha: float | tuple[float, ...]
@@ -101,6 +103,7 @@ def replay(
         steps=scores.steps,
         best=scores.best,
         arm_rewards=scores.arm_rewards,
+        rewards_by_trace=scores.rewards_by_trace,
         reward=scores.reward,
         cost=simulator.context.cost,
         alpha=simulator.alphas[0] if len(set(simulator.alphas)) == 1 else simulator.alphas,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -19,7 +20,10 @@ from offramp.replay.trace import Trace
 from offramp.runtime.labelled import Labelled
 from offramp.runtime.stages import Stages
 
-__all__ = ["BLUR_LEVELS", "DISTORTIONS", "trace_all"]
+__all__ = ["BLUR_LEVELS", "DISTORTIONS", "HELD_OUT", "trace_all", "trace_held_out"]
+
+#: What the trace of held-out images is called behind the network's name.
+HELD_OUT = "-held-out"
 
 #: Standard deviations in pixels (I-SplitEE's levels, arXiv 2401.10541; its code states no unit).
 BLUR_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -96,6 +100,40 @@ def trace_all(
                 pool.shutdown(cancel_futures=True)
                 raise
     return {key: found[key] for key in files}
+
+
+def trace_held_out(
+    bundle: Bundle, held_out: Labelled, distortions: Sequence[Distortion | None], path: Path
+) -> Trace:
+    """One trace of held-out images, with the distortions in turn, written to `path`.
+
+    Sample i is under distortion i modulo their number, so that any part of the samples has about as many of each:
+    gates that are to hold in such a world can be chosen by it.
+
+    Args:
+        bundle: The bundle.
+        held_out: Images that neither training nor a test has seen, and labels; at least one per distortion.
+        distortions: What is done to the images.
+        path: Where to.
+
+    Raises:
+        OfframpError: As `record` and `Trace.save` say.
+    """
+    images, stages, every = np.asarray(held_out.inputs), Stages(bundle), len(distortions)
+    traces = [
+        record(stages, Labelled(images[i::every], held_out.labels[i::every], held_out.what), distortion=distortion)
+        for i, distortion in enumerate(distortions)
+    ]
+    order = np.argsort(np.concatenate([np.arange(len(t)) * every + i for i, t in enumerate(traces)]))
+    told = ", ".join(str(d or "none") for d in distortions)
+    trace = Trace(
+        np.concatenate([t.prediction for t in traces])[order],
+        np.concatenate([t.confidence for t in traces if t.confidence is not None])[order],
+        np.concatenate([t.label for t in traces])[order],
+        traces[0].meta.model_copy(update={"distortion": f"in turn {told}"}),
+    )
+    trace.save(path)
+    return trace
 
 
 def _timed_as(trace: Trace, first: Trace) -> Trace:
