@@ -61,6 +61,21 @@ def test_a_table_holds_every_comparison_and_both_forms(folder: Path, tmp_path: P
     assert svg.tag.endswith("svg")
 
 
+def test_depths_and_gates_are_the_traces_own_unless_given(folder: Path, tmp_path: Path) -> None:
+    trace = Trace.load(folder / "good.npz")
+    meta = trace.meta.model_copy(update={"thresholds": (0.8, 0.9, None)})
+    Trace(trace.prediction, trace.confidence, trace.label, meta).save(tmp_path / "own.npz")
+    done = offramp("replay", tmp_path / "own.npz", "--seeds", 2, "--policy", "i-splitee,alpha=none")
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stdout.split())
+    assert "depths 3, 6, 9; gates at the bundle's own 0.8, 0.9" in told
+    done = offramp("replay", tmp_path / "own.npz", "--seeds", 2, "--depths", "1,2,8", "--alpha", "0.7", "--json")
+    found = json.loads(done.stdout)
+    assert (sum(found["cost"]["stages"]), found["alpha"]) == (pytest.approx(0.8), 0.7)
+    final = next(policy for policy in found["policies"] if policy["name"] == "edge-only")
+    assert final["cost"]["mean"] == pytest.approx(0.8)
+
+
 def test_json_holds_runs_and_regret_over_time(folder: Path) -> None:
     done = offramp("replay", folder / "good.npz", "--policy", "uee-ucb", "--seeds", 3, "--seed", 7, "--json")
     found = json.loads(done.stdout)
@@ -108,6 +123,8 @@ def test_a_table_of_predictions(folder: Path) -> None:
         (["table.csv"], 2, ["give --depths"]),
         (["table.csv", "--depths", "1,x"], 2, ["whole numbers such as 1,3,7,12"]),
         (["table.csv", "--depths", "1,3"], 1, ["has 4 columns; 2 depths"]),
+        (["good.npz", "--depths", "1,3"], 2, ["one of 2 stages, the trace of 3"]),
+        (["good.npz", "--depths", "1,3,2"], 2, ["depths ascend"]),
         (["table.csv", "--depths", "1,3,7", "--alpha", "0.5"], 2, ["has no confidences"]),
         (["table.csv", "--depths", "1,3,7", "--policy", "splitee"], 1, ["predictions and no confidences"]),
         (["holes.csv", "--depths", "1,3,7"], 1, ["line 2: '' is no class index"]),

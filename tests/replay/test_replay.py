@@ -19,6 +19,7 @@ from offramp.replay.play import Maker
 from offramp.replay.replay import Replay, replay
 from offramp.replay.simulator import Simulator
 from offramp.replay.trace import Trace, TraceMeta
+from offramp.report.replaying import replay_table
 
 DEPTHS = (2, 4, 7, 9)
 COST = CostModel.in_layers(DEPTHS, gamma=0.05, offload=0.2, head=0.01)
@@ -214,7 +215,15 @@ def test_traces_follow_one_another_each_shuffled_in_itself() -> None:
         np.testing.assert_array_equal(np.sort(run[:60]), np.sort(first.confidence[:, 0]))  # type: ignore[index]
         np.testing.assert_array_equal(np.sort(run[60:]), np.sort(second.confidence[:, 0]))  # type: ignore[index]
     assert runs[0].tolist() != runs[1].tolist()
+    assert found.played[1].splits_by_trace == ({0: 1.0}, {0: 1.0})
+    random = replay([first, second], asked("random"), cost=COST, seeds=2).played[0]
+    assert random.splits == pytest.approx(
+        {k: sum(n * s[k] for n, s in zip((0.4, 0.6), random.splits_by_trace, strict=True)) for k in EXITS}
+    )
+    assert random.splits_by_trace[0] != random.splits_by_trace[1]
     alone = [replay([t], asked("split-0"), cost=COST, seeds=1).arm_rewards for t in (first, second)]
+    for i, one in enumerate(alone):
+        assert {k: float(found.rewards_by_trace[k][i]) for k in EXITS} == pytest.approx(one)
     together = {k: 0.4 * alone[0][k] + 0.6 * alone[1][k] for k in EXITS}
     assert found.arm_rewards == pytest.approx(together)
     regret = dict(zip(found.steps.tolist(), found.played[1].regret[0].tolist(), strict=True))
@@ -254,6 +263,32 @@ def test_a_policy_that_breaks_the_rules_is_told() -> None:
         replay([drawn()], {"beyond": lambda seed: Beyond()}, seeds=1)
 
 
+def test_gates_of_their_own_hold_for_everybody_and_have_to_agree() -> None:
+    plain = drawn()
+    strict, lax = (
+        dataclasses.replace(plain, meta=plain.meta.model_copy(update={"thresholds": (a, a, None)}))
+        for a in (0.9, 0.3)
+    )
+    policies = {"random": asked("random")["random"], **asked("i-splitee,alpha=none"), **asked("splitee,alpha=0.3")}
+    found = replay([strict], policies, cost=COST, seeds=2)
+    assert found.alpha == 0.9
+    assert "gates at the bundle's own 0.9" in " ".join(replay_table(found).split())
+    closed = dataclasses.replace(plain, meta=plain.meta.model_copy(update={"thresholds": (0.9, 2.0, None)}))
+    told = " ".join(replay_table(replay([closed], policies, cost=COST, seeds=2)).split())
+    assert "gates at the bundle's own 0.9, none (closed)" in told
+    assert "gates at 0.5" in " ".join(replay_table(replay([plain], policies, cost=COST, seeds=2)).split())
+    as_given = replay([plain], policies, cost=COST, seeds=2, alpha=0.9)
+    for own, given in zip(found.played, as_given.played, strict=True):
+        assert own.cost.tolist() == given.cost.tolist()
+    by_hand = replay([lax], asked("splitee"), cost=COST, seeds=2).played[0]
+    assert found.played[-1].cost.tolist() == by_hand.cost.tolist()  # its own alpha, whatever the others' gates
+    assert replay([strict], policies, cost=COST, seeds=2, alpha=0.3).alpha == 0.3
+    for other in (lax, plain):
+        with pytest.raises(TraceError, match=r"different thresholds of their own.*give an alpha"):
+            replay([strict, other], asked("random"), seeds=1)
+        assert replay([strict, other], asked("random"), seeds=1, alpha=0.5).alpha == 0.5
+
+
 def test_what_cannot_be_replayed() -> None:
     trace = drawn()
     with pytest.raises(ConfigError, match="at least one trace and one policy"):
@@ -281,6 +316,7 @@ def test_what_cannot_be_replayed() -> None:
         ("i-splitee,audit", "'audit' in 'i-splitee,audit' is no OPTION=VALUE"),
         ("i-splitee,audit=much", "audit is float, not 'much'"),
         ("i-splitee,seed=3", "given by --seed"),
+        ("i-splitee,c=none", "c is float, not"),
         ("i-splitee,audit=1.5", "between 0 and 1"),
         ("i-splitee,mu=-1", "at least 0"),
         ("i-splitee,audit=0.1,published=true", "leave"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from edge_oracle import observed, walk
 
+from offramp.bundle.manifest import CLOSED
 from offramp.errors import ActionError, ConfigError, TraceError
 from offramp.policy.base import Action
 from offramp.policy.cost import CostModel
@@ -59,6 +60,23 @@ def test_every_action_is_what_a_walk_gives(alpha: float | None) -> None:
             assert outcome.offloaded[sample] == done.sent
             assert outcome.cost[sample] == COST.paid(done.stage, done.sent, done.seen)
             assert simulator.observation(action, sample, alpha) == observed(trace, sample, done, COST)
+
+
+def test_gates_are_the_bundles_own_where_the_trace_tells_them() -> None:
+    bare = drawn()
+    assert Simulator(bare).alphas == (0.5, 0.5)
+    assert Simulator(drawn(confidence=None)).alphas == (0.0, 0.0)
+    meta = bare.meta.model_copy(update={"thresholds": (0.75, None, None)})
+    tuned = drawn(meta=meta)
+    simulator = Simulator(tuned, COST)
+    assert simulator.alphas == (0.75, CLOSED)
+    assert simulator.context.thresholds == (0.75, None, CLOSED, None)
+    reached = drawn(confidence=np.ones((40, 3), np.float32), meta=meta)
+    closed = Simulator(reached, COST)
+    assert not closed.outcome(Action(0, (0,))).offloaded.any()
+    assert closed.outcome(Action(2, (2,))).offloaded.all()
+    assert Simulator(tuned, COST, 0.5).alphas == (0.5, 0.5)
+    assert Simulator(drawn(confidence=None, meta=meta)).alphas == (0.0, 0.0)
 
 
 def test_the_hidden_confidence_is_told_to_nobody_who_may_not_know_it() -> None:

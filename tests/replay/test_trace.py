@@ -30,6 +30,7 @@ META = TraceMeta(
     stage_macs=(10, 20, 30),
     exit_macs=(5, 0),
     depths=(1, 2, 3),
+    thresholds=(0.9, None),
     cut_bytes={"float": (40, 20, 20), "uint8": (10, 5, None)},
 )
 
@@ -128,6 +129,10 @@ def test_arrays_that_do_not_agree_are_refused(changes: dict[str, Any], message: 
         {"stage_ms": (1.0, 2.0, float("nan"))},
         {"exit_macs": (1,)},
         {"depths": (1, 2, -3)},
+        {"thresholds": (0.5, 0.5)},
+        {"thresholds": (0.5, 0.5, None)},
+        {"thresholds": (-0.1, None)},
+        {"thresholds": (float("nan"), None)},
         {"cut_bytes": {"float": (1, 2)}},
         {"extra": 1},
     ],
@@ -224,6 +229,7 @@ def test_a_trace_says_what_the_edge_says(digits_bundle: Path, some_digits: Label
         sum(t.bytes for t in bundle.manifest.cut(k)) for k in range(-1, last)
     )
     assert found.meta.digest == bundle.digest
+    assert found.meta.thresholds == (*bundle.tuning.thresholds[:-1], None)
     shown = trace_text(found)
     assert f"{100 * found.accuracy[0]:.2f}" in shown
     assert "float 784 B" not in shown  # the input's bytes belong to no exit

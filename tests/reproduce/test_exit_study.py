@@ -17,19 +17,21 @@ from torch import nn
 
 import offramp as off
 from offramp.datasets import ImageData
+from offramp.datasets.distortion import Distortion
 from offramp.errors import ConfigError, DatasetError, OfframpError
 from offramp.exits.calibration import calibrate_logits
 from offramp.exits.confidence import calibration_error, softmax
 from offramp.exits.evaluation import Evaluation
 from offramp.exits.heads import ConvHead, PooledHead
 from offramp.recipes import Splits
+from offramp.replay.record import own_thresholds, record
 from offramp.replay.trace import Trace
 from offramp.reproduce import distant, exit_study, trainings
 from offramp.reproduce.exit_study import ExitSettings, study_mobilenetv2, study_resnet56, study_subject
 from offramp.reproduce.findings import cascade_on, findings
 from offramp.reproduce.resnet import CifarResNet
 from offramp.reproduce.subjects import Subject, resnet56_subject
-from offramp.reproduce.traces import DISTORTIONS, trace_all
+from offramp.reproduce.traces import DISTORTIONS, trace_all, trace_held_out
 from offramp.runtime.evaluation import exit_logits
 from offramp.runtime.labelled import Labelled, held_out_data
 from offramp.serving.link import LinkSettings
@@ -133,7 +135,8 @@ def test_a_study_writes_tables_picture_figures_and_traces(done: Done) -> None:
     assert all(row["degraded_share"] == 0 for row in figures["distant"]["rows"])
     ET.fromstring(done.written[2].read_text(encoding="utf-8"))
     traces = sorted(p.name for p in (done.settings.out / "traces").iterdir())
-    assert traces == [f"{stem}-gaussian_blur-1.npz", f"{stem}-gaussian_noise-0.1.npz", f"{stem}.npz"]
+    distorted = [f"{stem}-gaussian_blur-1.npz", f"{stem}-gaussian_noise-0.1.npz"]
+    assert traces == [*distorted, f"{stem}-held-out.npz", f"{stem}.npz"]
     assert list(figures["traces"]) == ["none", "gaussian_noise:0.1", "gaussian_blur:1"]
 
 
@@ -179,6 +182,38 @@ def test_a_study_that_is_done_trains_and_traces_nothing_again(
         console=again,
     )
     assert list(kept) == ["", "gaussian_noise:0.1", "gaussian_blur:1"]
+    assert kept[""].meta.thresholds == own_thresholds(
+        off.Bundle.load(done.settings.work / name / f"{name}.bundle")
+    )
+
+
+def test_traces_of_other_thresholds_are_made_again(bundle: off.Bundle, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+
+    def traced(tuned: off.Bundle) -> Trace:
+        return trace_all(tuned, some(), DISTORTIONS[:1], tmp_path, "t", workers=1, console=console)[""]
+
+    first = traced(bundle)
+    closed = tuple(None if t is None else 0.25 for t in bundle.tuning.thresholds)
+    tuning = bundle.tuning.model_copy(update={"thresholds": closed})
+    other = traced(off.Bundle(bundle.path, bundle.manifest, tuning, bundle.held))
+    assert first.meta.thresholds != other.meta.thresholds
+    assert set(other.meta.thresholds[:-1]) == {0.25}
+
+
+def test_held_out_images_are_traced_under_the_distortions_in_turn(bundle: off.Bundle, tmp_path: Path) -> None:
+    levels = [None, Distortion("gaussian_noise", 0.5)]
+    data = some(11)
+    found = trace_held_out(bundle, data, levels, tmp_path / "h.npz")
+    stages = off.Stages(bundle)
+    assert (found.label == data.labels).all()
+    for i, distortion in enumerate(levels):
+        part = Labelled(np.asarray(data.inputs)[i::2], data.labels[i::2], data.what)
+        alone = record(stages, part, distortion=distortion)
+        np.testing.assert_array_equal(found.prediction[i::2], alone.prediction)
+        np.testing.assert_allclose(found.confidence[i::2], alone.confidence)  # type: ignore[index,arg-type]
+    assert found.meta.distortion == "in turn none, gaussian_noise:0.5"
+    assert len(Trace.load(tmp_path / "h.npz")) == 11
 
 
 @pytest.mark.parametrize("joint", [False, True])

@@ -33,7 +33,8 @@ def replay(
         list[str] | None,
         typer.Option(
             metavar="NAME[,OPTION=VALUE...]",
-            help="`i-splitee`, `i-splitee,audit=0.05`, …: beside the usual comparisons; several times if wanted.",
+            help="`i-splitee`, `i-splitee,audit=0.05`, …: beside the usual comparisons; several times if wanted. "
+            "Its gates are those of all, unless it says `alpha=0.5`.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every policy, each in an order of its own.")] = 20,
@@ -54,7 +55,9 @@ def replay(
     alpha: Annotated[
         str | None,
         typer.Option(
-            metavar="A[,A...]", help="The gates' threshold, or one per early exit; 0.5 if there are confidences."
+            metavar="A[,A...]",
+            help="The gates' threshold, or one per early exit; the bundle's own if left out, 0.5 if the trace "
+            "does not tell them.",
         ),
     ] = None,
     reward: Annotated[
@@ -66,7 +69,11 @@ def replay(
     ] = None,
     depths: Annotated[
         str | None,
-        typer.Option(metavar="L,L,...", help="For tables of predictions: the layers on the path to each exit."),
+        typer.Option(
+            metavar="L,L,...",
+            help="The layers on the path to each exit, in the cost; a trace's own if left out. Where a stage has "
+            "no exit, to its end. Tables of predictions need them.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The first run's; the next run's is one more.")] = 0,
     out: Annotated[
@@ -114,7 +121,7 @@ def replay(
         found = replay_all(
             loaded,
             policies,
-            cost=parse_cost(cost, loaded[0].meta.depths),
+            cost=parse_cost(cost, loaded[0].meta.depths if depths is None else parse_depths(depths)),
             forecast=forecast,
             alpha=_alpha(alpha),
             reward=worth,
@@ -131,12 +138,16 @@ def parse_depths(text: str) -> tuple[int, ...]:
     """The value of `--depths`.
 
     Raises:
-        ConfigError: Anything but whole numbers set apart by commas.
+        ConfigError: Anything but whole numbers set apart by commas, that ascend from 1.
     """
+    from offramp.replay.table import check_depths
+
     try:
-        return tuple(int(part) for part in text.split(","))
+        found = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"--depths are whole numbers such as 1,3,7,12, not {text!r}") from None
+    check_depths(found)
+    return found
 
 
 def _loaded(path: Path, depths: str | None) -> Trace:

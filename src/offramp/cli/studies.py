@@ -203,6 +203,29 @@ def uee(
     _say(*study_uee(UeeSettings(trace, parse_depths(depths), seeds, out), _console()))
 
 
+@reproduce.command("i-splitee")
+def i_splitee(
+    traces: Annotated[
+        Path, typer.Option(metavar="DIR", help="The traces of `resnet56` and `mobilenetv2`.")
+    ] = EVIDENCE / "traces",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs at each level, each in an order of its own.")] = 20,
+    out: OutOption = EVIDENCE,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A look at whether it runs: few samples, levels, runs.")
+    ] = False,
+) -> None:
+    """I-SplitEE, SplitEE and SplitEE-S (arXiv 2401.10541, 2309.09195) under noise and blur; takes a few minutes.
+
+    On the traces of MobileNetV2 and ResNet-56: 13 levels of distortion, offload costs from γ to 5γ, gates that
+    held-out images chose and the paper's, beside every fixed arm and all simple ways. It says which aims hold,
+    and plays a world that changes half-way.
+    """
+    with needs_extra("reproduce i-splitee", "report"):
+        from offramp.reproduce.i_splitee import ISplitEESettings, study_i_splitee
+
+    _say(*study_i_splitee(ISplitEESettings(traces, seeds, out, quick), _console()))
+
+
 @reproduce.command()
 def live(
     out: OutOption = EVIDENCE,

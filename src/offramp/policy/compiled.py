@@ -13,7 +13,7 @@ from offramp.errors import MissingExtraError
 from offramp.policy.plays import plays
 from offramp.policy.problem import Problem
 
-__all__ = ["played"]
+__all__ = ["need_compiler", "played"]
 
 
 def played(
@@ -48,6 +48,15 @@ def played(
         **settings,
     )
     return chosen
+
+
+def need_compiler() -> None:
+    """For work that would take days without.
+
+    Raises:
+        MissingExtraError: Numba is not installed.
+    """
+    _compiled()
 
 
 @functools.cache

@@ -13,6 +13,9 @@ from offramp.replay.trace import Trace
 
 __all__ = ["asked", "comparisons"]
 
+#: Options for which `none` means something: the replay's own gates, all plays.
+_MAY_BE_NONE = ("alpha", "window")
+
 
 def comparisons(trace: Trace, *, offload: bool = True) -> dict[str, Maker]:
     """By name, every fixed arm, the final exit, a random arm, and those that offload.
@@ -41,7 +44,8 @@ def asked(wanted: str) -> dict[str, Maker]:
     policy asked for with both is refused.
 
     Args:
-        wanted: As `parse_policy` takes it, such as `i-splitee,audit=0.05`.
+        wanted: As `parse_policy` takes it, such as `i-splitee,audit=0.05`. Its gates are the replay's unless it
+            says `alpha=0.5`; `alpha=none` says that they are.
 
     Raises:
         ConfigError: An unknown name or option, for which the nearest is given, or a value that cannot be.

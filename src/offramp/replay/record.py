@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.bundle.bundle import Bundle
 from offramp.bundle.feed import by_name
 from offramp.datasets.distortion import Distortion
 from offramp.errors import ConfigError, InputError
@@ -16,7 +17,7 @@ from offramp.runtime.evaluation import class_indices, exit_logits, held_exits, p
 from offramp.runtime.labelled import Labelled
 from offramp.runtime.stages import Stages
 
-__all__ = ["record"]
+__all__ = ["own_thresholds", "record"]
 
 #: Samples that are timed alone.
 _TIMED = 100
@@ -84,6 +85,7 @@ def record(
         stage_weights=tuple(stage.graph.parameters for stage in manifest.stages),
         exit_weights=tuple(0 if head is None else head.parameters for head in heads),
         depths=tuple(stage.depth for stage in manifest.stages),
+        thresholds=own_thresholds(bundle),
         cut_bytes={
             mode: tuple(
                 manifest.sent_bytes(cut, mode) if mode in manifest.modes(cut) else None
@@ -98,6 +100,12 @@ def record(
         labels.astype(np.int32),
         meta,
     )
+
+
+def own_thresholds(bundle: Bundle) -> tuple[float | None, ...]:
+    """Per exit that a bundle holds its threshold, as a trace keeps it; None for the last, which always answers."""
+    exits, last = held_exits(bundle), bundle.manifest.last
+    return tuple(None if e == last else bundle.tuning.thresholds[e] for e in exits)
 
 
 def _times(stages: Stages, exits: tuple[int, ...], tensors: list[Array]) -> tuple[list[float], list[float]]:

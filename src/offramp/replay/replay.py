@@ -28,9 +28,10 @@ class Replay:
         steps: (points,) after how many samples each regret stands.
         best: The best fixed arm in hindsight, as a split.
         arm_rewards: By arm its expected reward.
+        rewards_by_trace: By arm its expected reward in each trace.
         reward: What an answer is worth.
         cost: What things cost.
-        alpha: The gates' threshold, for policies that bring none.
+        alpha: The gates' threshold, or one each, for policies that bring none.
         traces: What was played on, in this order.
         seeds: How many runs.
         seed: The first run's.
@@ -40,6 +41,7 @@ class Replay:
     steps: NDArray[np.int64]
     best: int
     arm_rewards: Mapping[int, float]
+    rewards_by_trace: Mapping[int, NDArray[np.float64]]
     reward: Reward
     cost: CostModel
     alpha: float | tuple[float, ...]
@@ -73,8 +75,8 @@ def replay(
             depths if left out.
         forecast: What stages and the link take, as `forecast_of` makes it; for measured cost, and for policies
             that choose by it.
-        alpha: The threshold of every early exit, or one each, for policies that bring none; 0.5 if left out, or
-            0 where there are no confidences.
+        alpha: The threshold of every early exit, or one each, for policies that bring none. If left out, the
+            bundle's own as the traces tell them; 0.5 where they do not, 0 where there are no confidences.
         reward: What an answer is worth; its confidence where there are confidences, if left out.
         seeds: How many runs.
         seed: The first run's, for its order and its policy; the next run's is one more.
@@ -95,7 +97,9 @@ def replay(
     if seeds < 1 or seed < 0:
         raise ConfigError(f"a replay needs at least one run, and seeds from 0; not {seeds} and {seed}")
     trace, lengths = _joined(traces), tuple(map(len, traces))
-    chosen_alpha = alpha if alpha is not None else 0.0 if trace.confidence is None else 0.5
+    if alpha is None and any(t.meta.thresholds != trace.meta.thresholds for t in traces):
+        told = " and ".join(dict.fromkeys(str(t.meta.thresholds or "none") for t in traces))
+        raise TraceError(f"traces with different thresholds of their own, {told}; give an alpha for all of them")
     if isinstance(cost, MeasuredCost):
         if forecast is None:
             raise ConfigError(
@@ -103,7 +107,7 @@ def replay(
                 "`forecast_of` makes it"
             )
         cost = cost.prices(forecast).model(forecast)
-    simulator = Simulator(trace, cost, chosen_alpha, forecast)
+    simulator = Simulator(trace, cost, alpha, forecast)
     scores = Scores(simulator, lengths, reward)
     orders = _orders(lengths, seeds, seed)
     played = []
@@ -115,9 +119,10 @@ def replay(
         steps=scores.steps,
         best=scores.best,
         arm_rewards=scores.arm_rewards,
+        rewards_by_trace=scores.rewards_by_trace,
         reward=scores.reward,
         cost=simulator.context.cost,
-        alpha=chosen_alpha,
+        alpha=simulator.alphas[0] if len(set(simulator.alphas)) == 1 else simulator.alphas,
         traces=tuple(traces),
         seeds=seeds,
         seed=seed,

@@ -35,6 +35,7 @@ class Played:
         cost: (runs,) the mean cost of a sample.
         offloaded: (runs,) the share of samples that were sent on.
         splits: By split, the share of samples for which it was chosen, over all runs.
+        splits_by_trace: The same for each trace alone.
         regret: (runs, points) cumulative regret after `Scores.steps` samples.
     """
 
@@ -45,6 +46,7 @@ class Played:
     cost: NDArray[np.float64]
     offloaded: NDArray[np.float64]
     splits: Mapping[int, float]
+    splits_by_trace: tuple[Mapping[int, float], ...]
     regret: NDArray[np.float64]
 
 
@@ -64,8 +66,9 @@ class Scores:
     Attributes:
         reward: What an answer is worth.
         arm_rewards: By arm its expected reward in a run.
+        rewards_by_trace: By arm its expected reward in each trace.
         best: The arm for which it is largest: the best fixed arm in hindsight.
-        steps: (points,) after how many samples each regret stands.
+        steps: (points,) after how many samples each regret stands; the end of every trace is one of them.
 
     Raises:
         ConfigError: Confidence as a reward where there are none, or an unknown reward.
@@ -89,12 +92,13 @@ class Scores:
         self._right = (trace.prediction == trace.label[:, None]).astype(np.float64)
         self._worth = self._right if trace.confidence is None or self.reward == "accuracy" else trace.confidence
         arms = simulator.context.arms
-        self._arm_means = {k: self._expected(simulator.arm(k), None) for k in arms}
+        self.rewards_by_trace = {k: self._expected(simulator.arm(k), None) for k in arms}
         share = np.array(self._lengths) / sum(self._lengths)
-        self.arm_rewards = {k: float(self._arm_means[k] @ share) for k in arms}
+        self.arm_rewards = {k: float(self.rewards_by_trace[k] @ share) for k in arms}
         self.best = max(arms, key=self.arm_rewards.__getitem__)
         n = sum(self._lengths)
-        self.steps: NDArray[np.int64] = np.unique(np.linspace(1, n, min(_POINTS, n)).astype(np.int64))
+        evenly = np.linspace(1, n, min(_POINTS, n)).astype(np.int64)
+        self.steps: NDArray[np.int64] = np.union1d(evenly, np.cumsum(self._lengths))
 
     def of(self, name: str, policy: Policy, plays: Plays, orders: NDArray[np.int64]) -> Played:
         """What a policy's plays came to.
@@ -117,17 +121,22 @@ class Scores:
             rows = np.arange(len(self._known))
             right = np.stack([self._right[rows, o.column] for o in outcomes])[chosen, orders]
             accuracy = (right * self._known[orders]).sum(axis=1) / self._known.sum()
-        behind = np.stack([self._arm_means[self.best] - self._expected(a, plays.alpha) for a in plays.actions])
+        best = self.rewards_by_trace[self.best]
+        behind = np.stack([best - self._expected(a, plays.alpha) for a in plays.actions])
         under_way = np.repeat(np.arange(len(self._lengths)), self._lengths)
         regret = np.cumsum(behind[chosen, under_way], axis=1)[:, self.steps - 1]
-        times = np.bincount(chosen.ravel(), minlength=len(plays.actions)) / chosen.size
-        splits: dict[int, float] = {}
-        for action, share in sorted(
-            zip(plays.actions, times.tolist(), strict=True), key=lambda pair: pair[0].split
-        ):
-            splits[action.split] = splits.get(action.split, 0.0) + share
-        shown = {split: share for split, share in splits.items() if share > 0}
-        return Played(name, learns(policy), policy.replay_only, accuracy, cost, offloaded, shown, regret)
+        parts = np.split(chosen, self._begins[1:], axis=1)
+        return Played(
+            name=name,
+            learns=learns(policy),
+            replay_only=policy.replay_only,
+            accuracy=accuracy,
+            cost=cost,
+            offloaded=offloaded,
+            splits=_shares(plays.actions, chosen),
+            splits_by_trace=tuple(_shares(plays.actions, part) for part in parts),
+            regret=regret,
+        )
 
     def _expected(self, action: Action, alpha: float | None) -> NDArray[np.float64]:
         """(traces,) the expected reward of an action."""
@@ -135,3 +144,12 @@ class Scores:
         worth = np.take_along_axis(self._worth, outcome.column[:, None], axis=1)[:, 0]
         rewards = worth.astype(np.float64) - outcome.cost
         return np.asarray(np.add.reduceat(rewards, self._begins) / np.array(self._lengths))
+
+
+def _shares(actions: Sequence[Action], chosen: NDArray[np.int64]) -> dict[int, float]:
+    """By split, ascending, the share of plays that chose it; those that nobody chose are left out."""
+    times = np.bincount(chosen.ravel(), minlength=len(actions)) / chosen.size
+    splits: dict[int, float] = {}
+    for action, share in sorted(zip(actions, times.tolist(), strict=True), key=lambda pair: pair[0].split):
+        splits[action.split] = splits.get(action.split, 0.0) + share
+    return {split: share for split, share in splits.items() if share > 0}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.bundle.manifest import CLOSED
 from offramp.errors import ActionError, ConfigError, TraceError
 from offramp.policy.base import Action, Context, Observation
 from offramp.policy.cost import CostModel
@@ -47,11 +48,13 @@ class Simulator:
         trace: What the exits say.
         cost: What things cost; the papers' units at the trace's depths if left out.
         alpha: The threshold of every early exit, or one per exit of the trace but the last, for policies that
-            bring none. A trace without confidences takes 0 alone, at which every exit is sure.
+            bring none. If left out, the bundle's own as the trace tells them; 0.5 where it does not. A trace
+            without confidences takes 0 alone, at which every exit is sure.
         forecast: What stages and the link take, for policies that choose by it.
 
     Attributes:
         context: What policies may know before they choose.
+        alphas: (exits - 1,) the thresholds.
 
     Raises:
         ConfigError: Thresholds outside [0, 1], of another number than early exits, or above 0 without
@@ -63,7 +66,7 @@ class Simulator:
         self,
         trace: Trace,
         cost: CostModel | None = None,
-        alpha: float | tuple[float, ...] = 0.5,
+        alpha: float | tuple[float, ...] | None = None,
         forecast: Forecast | None = None,
     ) -> None:
         early, stages = trace.meta.exits[:-1], len(trace.meta.depths)
@@ -71,19 +74,15 @@ class Simulator:
             raise TraceError("the trace has no early exit; a policy would have nothing to choose from")
         if len(trace) <= len(early):
             raise TraceError(f"{len(trace)} samples are fewer than the {len(early) + 1} exits to try")
-        alphas = (alpha,) * len(early) if isinstance(alpha, float | int) else tuple(alpha)
-        if len(alphas) != len(early):
-            raise ConfigError(f"expected a threshold for each of the exits {early}, got {len(alphas)}")
-        if not all(0 <= a <= 1 for a in alphas):
-            raise ConfigError(f"a threshold is a confidence between 0 and 1, not {alpha}")
-        if trace.confidence is None and any(alphas):
+        self.alphas = _own(trace) if alpha is None else _given(alpha, early)
+        if trace.confidence is None and any(self.alphas):
             raise ConfigError(
                 f"no exit can reach a threshold of {alpha}: this trace has no confidences; leave it out"
             )
         cost = cost or CostModel.in_layers(trace.meta.depths)
         if len(cost.stages) != stages:
             raise ConfigError(f"the cost model is one of {len(cost.stages)} stages, the trace of {stages}")
-        self._alphas = dict(zip(early, alphas, strict=True))
+        self._alphas = dict(zip(early, self.alphas, strict=True))
         self.trace = trace
         self.context = Context(
             splits=tuple(range(-1, stages)),
@@ -232,6 +231,25 @@ class Simulator:
                 column[leaves] = self._columns[e]
                 going &= ~leaves
         return Outcome(stopped, column, offloaded, cost)
+
+
+def _own(trace: Trace) -> tuple[float, ...]:
+    """The bundle's own thresholds; 0.5 where the trace tells none, 0 where there are no confidences."""
+    early = len(trace.meta.exits) - 1
+    if trace.confidence is None:
+        return (0.0,) * early
+    if not trace.meta.thresholds:
+        return (0.5,) * early
+    return tuple(CLOSED if threshold is None else threshold for threshold in trace.meta.thresholds[:early])
+
+
+def _given(alpha: float | tuple[float, ...], early: tuple[int, ...]) -> tuple[float, ...]:
+    alphas = (alpha,) * len(early) if isinstance(alpha, float | int) else tuple(alpha)
+    if len(alphas) != len(early):
+        raise ConfigError(f"expected a threshold for each of the exits {early}, got {len(alphas)}")
+    if not all(0 <= a <= 1 for a in alphas):
+        raise ConfigError(f"a threshold is a confidence between 0 and 1, not {alpha}")
+    return alphas
 
 
 class _Unknown(Mapping[int, float]):

@@ -10,7 +10,7 @@ import numpy as np
 from offramp.errors import ConfigError, TraceError
 from offramp.replay.trace import Trace, TraceMeta
 
-__all__ = ["read_table"]
+__all__ = ["check_depths", "read_table"]
 
 _SEPARATORS = "\t,;"
 #: What a trace file has room for.
@@ -32,8 +32,7 @@ def read_table(path: str | Path, depths: Sequence[int]) -> Trace:
         TraceError: A file that cannot be read, another number of columns, or a cell that is no class index.
     """
     depths, path = tuple(depths), Path(path)
-    if not depths or depths[0] < 1 or list(depths) != sorted(set(depths)):
-        raise ConfigError(f"depths ascend and are at least 1, such as 1,3,7,12; not {','.join(map(str, depths))}")
+    check_depths(depths)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
@@ -61,6 +60,16 @@ def read_table(path: str | Path, depths: Sequence[int]) -> Trace:
     label = classes[:, exits].copy() if columns > exits else np.full(len(classes), -1, np.int32)
     meta = TraceMeta(bundle=path.stem, data=path.name, exits=tuple(range(exits)), depths=depths)
     return Trace(classes[:, :exits].copy(), None, label, meta)
+
+
+def check_depths(depths: tuple[int, ...]) -> None:
+    """Refuses what cannot be the depths of a network's exits.
+
+    Raises:
+        ConfigError: Depths that do not ascend from 1.
+    """
+    if not depths or depths[0] < 1 or list(depths) != sorted(set(depths)):
+        raise ConfigError(f"depths ascend and are at least 1, such as 1,3,7,12; not {','.join(map(str, depths))}")
 
 
 def _row(path: Path, line: int, cells: Sequence[str]) -> tuple[int, list[int]]:

@@ -37,6 +37,7 @@ _ARRAYS = ("format", "prediction", "label", "meta")
 
 _Count = Annotated[int, Field(ge=0)]
 _Ms = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Threshold = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class TraceMeta(Config):
@@ -51,6 +52,8 @@ class TraceMeta(Config):
         confidence: The measure of confidence.
         exits: Per column of the trace, which exit it is; the last one is the network's own output.
         depths: Per stage ℓ, the layers on the path to its end.
+        thresholds: Per column, the bundle's own when it was traced: above 1 nothing leaves there, nor at None;
+            None for the last. Empty where nobody said.
         stage_ms: Per stage, the median milliseconds of one sample on the machine that traced; empty where nobody
             measured, as the five that follow.
         exit_ms: Per column, the head's milliseconds; 0 for the last.
@@ -69,6 +72,7 @@ class TraceMeta(Config):
     confidence: Confidence = "max_softmax"
     exits: tuple[_Count, ...]
     depths: tuple[_Count, ...]
+    thresholds: tuple[_Threshold | None, ...] = ()
     stage_ms: tuple[_Ms, ...] = ()
     exit_ms: tuple[_Ms, ...] = ()
     stage_macs: tuple[_Count, ...] = ()
@@ -94,9 +98,12 @@ class TraceMeta(Config):
             ("exit_macs", columns),
             ("stage_weights", stages),
             ("exit_weights", columns),
+            ("thresholds", columns),
         ):
             if len(getattr(self, name)) not in (0, wanted):
                 raise ValueError(f"{name} holds {len(getattr(self, name))} values, not {wanted}")
+        if self.thresholds and self.thresholds[-1] is not None:
+            raise ValueError(f"the last exit always answers and has no threshold, not {self.thresholds[-1]}")
         for mode, per_cut in self.cut_bytes.items():
             if len(per_cut) != stages:
                 raise ValueError(f"cut_bytes of {mode!r} holds {len(per_cut)} values for {stages} cuts")

@@ -8,10 +8,23 @@ from offramp.replay.replay import Replay
 from offramp.report.pictures import panels, svg
 from offramp.report.replaying import intervals, shown_name
 
-__all__ = ["replay_picture"]
+__all__ = ["COLOURS", "LEARNER_COLOURS", "replay_picture"]
 
-_COLOURS = ("#8d99ae", "#31688e", "#35b779", "#440154", "#f08a24", "#21918c", "#90d743", "#c77dff", "#7f5539")
-_LEARNER_COLOURS = ("#d1495b", "#1d1d1f", "#0077b6", "#e07a5f", "#6a994e", "#9d4edd")
+#: Of what does not learn, and of what does.
+COLOURS = (
+    "#8d99ae",
+    "#31688e",
+    "#35b779",
+    "#440154",
+    "#f08a24",
+    "#21918c",
+    "#90d743",
+    "#c77dff",
+    "#7f5539",
+    "#ffb703",
+    "#5f0f40",
+)
+LEARNER_COLOURS = ("#d1495b", "#1d1d1f", "#0077b6", "#e07a5f", "#6a994e", "#9d4edd")
 
 
 def replay_picture(found: Replay) -> str:
@@ -23,7 +36,7 @@ def replay_picture(found: Replay) -> str:
     labelled = any(played.accuracy is not None for played in found.played)
     figure, axes = panels(11.6 if labelled else 7.6, 4.4, 2 if labelled else 1)
     left = axes[0]
-    plain, learners = cycle(_COLOURS), cycle(_LEARNER_COLOURS)
+    plain, learners = cycle(COLOURS), cycle(LEARNER_COLOURS)
     for played in found.played:
         colour, width = (next(learners), 2.2) if played.learns else (next(plain), 1.2)
         mean, half = played.regret.mean(axis=0), intervals(played.regret)

@@ -115,7 +115,7 @@ def _caption(found: Replay) -> str:
         for trace in found.traces
     )
     worth = "the answering exit's confidence" if found.reward == "confidence" else "1 if right"
-    gates = "" if found.traces[0].confidence is None else f"; gates at {_alphas(found.alpha)}"
+    gates = "" if found.traces[0].confidence is None else f"; gates at {_alphas(found)}"
     return (
         f"{samples}; {found.seeds} runs, each in an order of its own: mean ± half of the 95 % interval. Cost "
         f"{cost.words}{gates}. Reward: {worth}, less the cost; regret "
@@ -123,5 +123,8 @@ def _caption(found: Replay) -> str:
     )
 
 
-def _alphas(alpha: float | tuple[float, ...]) -> str:
-    return f"{alpha:g}" if isinstance(alpha, float | int) else ", ".join(f"{a:g}" for a in alpha)
+def _alphas(found: Replay) -> str:
+    own, alpha = found.traces[0].meta.thresholds[:-1], found.alpha
+    alphas = (alpha,) if isinstance(alpha, float) else alpha
+    told = ", ".join(f"{a:.4g}" if a <= 1 else "none (closed)" for a in alphas)
+    return ("the bundle's own " if {*own} == {*alphas} else "") + told

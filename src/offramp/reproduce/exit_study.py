@@ -33,7 +33,7 @@ from offramp.reproduce.exit_tables import (
 from offramp.reproduce.findings import Findings, findings
 from offramp.reproduce.study import origin, write_study
 from offramp.reproduce.subjects import Subject, mobilenetv2_subject, resnet56_subject
-from offramp.reproduce.traces import DISTORTIONS, trace_all
+from offramp.reproduce.traces import DISTORTIONS, HELD_OUT, trace_all, trace_held_out
 from offramp.reproduce.trainings import PASS, Plan, train_ways
 from offramp.reproduce.weights import MOBILENETV2, RESNET56
 from offramp.runtime.labelled import Labelled, test_data
@@ -194,6 +194,10 @@ def study_subject(
         workers=os.cpu_count() or 1,
         console=console,
     )
+    held_out = Labelled(
+        splits.held_out.images, splits.held_out.labels, f"{len(splits.held_out):,} held-out images of {data}"
+    )
+    trace_held_out(bundle, held_out, distortions, settings.out / "traces" / f"{name}{HELD_OUT}.npz")
     return _written(subject, name, settings, command, bundle, ways, promise, modes, crossing.what, distant, traces)
 
 

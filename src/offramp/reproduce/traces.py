@@ -8,18 +8,22 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from offramp.bundle.bundle import Bundle
 from offramp.datasets.distortion import NOISE_LEVELS, Distortion
 from offramp.errors import ConfigError, OfframpError, TraceError
-from offramp.replay.record import record
+from offramp.replay.record import own_thresholds, record
 from offramp.replay.trace import Trace
 from offramp.runtime.labelled import Labelled
 from offramp.runtime.stages import Stages
 
-__all__ = ["BLUR_LEVELS", "DISTORTIONS", "trace_all"]
+__all__ = ["BLUR_LEVELS", "DISTORTIONS", "HELD_OUT", "trace_all", "trace_held_out"]
+
+#: What the trace of held-out images is called behind the network's name.
+HELD_OUT = "-held-out"
 
 #: Standard deviations in pixels (I-SplitEE's levels, arXiv 2401.10541; its code states no unit).
 BLUR_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -44,7 +48,7 @@ def trace_all(
     """One trace per distortion, written to `folder/stem[-kind-sigma].npz`; by the distortion, "" for none.
 
     The first one is made alone and says what each step costs; the others, made side by side, repeat it. A file
-    that is there and of the same bundle and data is not made again.
+    that is there and of the same bundle, thresholds and data is not made again.
 
     Args:
         bundle: The bundle.
@@ -98,6 +102,40 @@ def trace_all(
     return {key: found[key] for key in files}
 
 
+def trace_held_out(
+    bundle: Bundle, held_out: Labelled, distortions: Sequence[Distortion | None], path: Path
+) -> Trace:
+    """One trace of held-out images, with the distortions in turn, written to `path`.
+
+    Sample i is under distortion i modulo their number, so that any part of the samples has about as many of each:
+    gates that are to hold in such a world can be chosen by it.
+
+    Args:
+        bundle: The bundle.
+        held_out: Images that neither training nor a test has seen, and labels; at least one per distortion.
+        distortions: What is done to the images.
+        path: Where to.
+
+    Raises:
+        OfframpError: As `record` and `Trace.save` say.
+    """
+    images, stages, every = np.asarray(held_out.inputs), Stages(bundle), len(distortions)
+    traces = [
+        record(stages, Labelled(images[i::every], held_out.labels[i::every], held_out.what), distortion=distortion)
+        for i, distortion in enumerate(distortions)
+    ]
+    order = np.argsort(np.concatenate([np.arange(len(t)) * every + i for i, t in enumerate(traces)]))
+    told = ", ".join(str(d or "none") for d in distortions)
+    trace = Trace(
+        np.concatenate([t.prediction for t in traces])[order],
+        np.concatenate([t.confidence for t in traces if t.confidence is not None])[order],
+        np.concatenate([t.label for t in traces])[order],
+        traces[0].meta.model_copy(update={"distortion": f"in turn {told}"}),
+    )
+    trace.save(path)
+    return trace
+
+
 def _timed_as(trace: Trace, first: Trace) -> Trace:
     costs = {"stage_ms": first.meta.stage_ms, "exit_ms": first.meta.exit_ms}
     return dataclasses.replace(trace, meta=trace.meta.model_copy(update=costs))
@@ -108,5 +146,6 @@ def _kept(path: Path, bundle: Bundle, test: Labelled) -> Trace | None:
         trace = Trace.load(path)
     except TraceError:
         return None
-    same = trace.meta.digest == bundle.digest and trace.meta.data == test.what
+    meta = trace.meta
+    same = (meta.digest, meta.data, meta.thresholds) == (bundle.digest, test.what, own_thresholds(bundle))
     return trace if same and len(trace) == len(test.labels) else None
