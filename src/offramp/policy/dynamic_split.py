@@ -12,6 +12,11 @@ from offramp.policy.memory import ShareMemory, recalled
 
 __all__ = ["DynamicSplit"]
 
+#: How often an exit that nobody has seen counts as sure and as seen.
+_UNSEEN = (1.0, 1.0)
+#: Sights after which an exit is no longer run only to be seen.
+_ENOUGH = 20.0
+
 
 class DynamicSplit(Policy):
     """The split with the smallest predicted latency, from the link's rate and the server's load as measured.
@@ -20,37 +25,41 @@ class DynamicSplit(Policy):
     that minimises it, sending the input (−1) and staying on the edge (the last) among them. It has no exits in
     it. Here the split's exit may answer, and so T_k = head + (1 − p_k)·(transfer + tail), where p_k is the share
     of inputs on which exit k was sure. Nobody knows p_k beforehand: an exit counts as sure until it was seen,
-    which costs a try where even then it would be soonest. Exits on the way are run where they cost little, for
-    what they show.
+    which costs a try where even then it would be soonest. Exits on the way are run for what they show until they
+    have been seen a few times.
 
-    What is never sent teaches nothing about the link. So after `patience` inputs that all stayed on the edge,
-    the soonest split that sends is played once.
+    What is never sent teaches nothing about the link. So a transfer counts as quick as it may well be, given how
+    well the link is known; and the soonest split that sends is played once when what it takes longer is no more
+    than a share `probing` of the time since the last transfer.
 
     Args:
         alpha: The gates' threshold; None takes the bundle's own.
         discount: What is left of the shares p_k after each input.
-        patience: Inputs without a transfer before one is made.
+        probing: The share of the time that may be lost to trying the link.
 
     Raises:
-        ConfigError: α outside [0, 1], a discount outside (0, 1], or no patience.
+        ConfigError: α or a share outside [0, 1], or a discount outside (0, 1].
     """
 
     name = "dynamic-split"
     wants_forecast = True
 
-    def __init__(self, *, alpha: float | None = None, discount: float = 0.99, patience: int = 50) -> None:
+    def __init__(self, *, alpha: float | None = None, discount: float = 0.99, probing: float = 0.02) -> None:
         if not 0 < discount <= 1:
             raise ConfigError(f"a discount is above 0 and at most 1 (forgets nothing), not {discount}")
-        if not isinstance(patience, int) or patience < 1:
-            raise ConfigError(f"patience is a whole number of inputs, at least 1, not {patience}")
-        self.alpha, self.discount, self.patience = checked_alpha(alpha), discount, patience
-        self._kept = 0
+        if not 0 <= probing <= 1:
+            raise ConfigError(f"probing is the share of time that it may take, between 0 and 1, not {probing}")
+        self.alpha, self.discount, self.probing = checked_alpha(alpha), discount, probing
+        #: Milliseconds since the last transfer, as expected when they were chosen.
+        self._kept_ms = self._chosen_ms = 0.0
         #: By exit, how often it was sure and how often it was seen, discounted. A first sight counts as sure.
         self._seen: dict[int, tuple[float, float]] = {}
         self._context: Context | None = None
         self._gates: dict[int, float] = {}
         #: Per split milliseconds on the edge if its exit is run, if not, and from sending to the answer.
         self._takes: dict[int, tuple[float, float, float]] = {}
+        #: The soonest split that sends, and what it takes.
+        self._probe = (0, math.inf)
 
     def choose(self, context: Context) -> Action:
         """The split whose answer is expected soonest.
@@ -60,28 +69,31 @@ class DynamicSplit(Policy):
         """
         if context is not self._context:
             self._begin(context)
-        probing = self._kept >= self.patience and context.splits[0] != context.last
         best, soonest = context.splits[0], math.inf
         for k, (gated, plain, sending) in self._takes.items():
-            if probing:
-                ms = plain + sending if k != context.last else math.inf
-            elif k in self._gates:
-                sure, seen = self._seen.get(k, (1.0, 1.0))
+            if k in self._gates:
+                sure, seen = self._seen.get(k, _UNSEEN)
                 ms = gated + (1.0 - sure / seen) * sending
             else:
                 ms = plain + sending
             if ms < soonest:
                 best, soonest = k, ms
+        self._chosen_ms = soonest
+        probe, takes = self._probe
+        probing = 0 < self._kept_ms * self.probing >= takes - soonest
+        if probing:
+            best = probe
         gate = () if probing else context.gate(best)
-        watch = tuple(e for e in context.exits if e < best or (e == best and not gate))
+        unknown = {e for e in self._gates if probing or self._seen.get(e, _UNSEEN)[1] < _ENOUGH}
+        watch = tuple(e for e in context.exits if e in unknown and e <= best and e not in gate)
         return context.action(best, gate, watch)
 
     def update(self, action: Action, observation: Observation) -> None:
         """Counts on which exits the input would have been answered, and what stayed on the edge."""
-        self._kept = 0 if observation.offloaded else self._kept + 1
+        self._kept_ms = 0.0 if observation.offloaded else self._kept_ms + self._chosen_ms
         for e, confidence in observation.confidences.items():
             if e in self._gates:
-                sure, seen = self._seen.get(e, (1.0, 1.0))
+                sure, seen = self._seen.get(e, _UNSEEN)
                 self._seen[e] = (
                     self.discount * sure + (confidence >= self._gates[e]),
                     self.discount * seen + 1.0,
@@ -96,7 +108,7 @@ class DynamicSplit(Policy):
             exits=tuple(exits),
             sure=tuple(self._seen[e][0] for e in exits),
             seen=tuple(self._seen[e][1] for e in exits),
-            kept=self._kept,
+            kept_ms=self._kept_ms,
         ).model_dump(mode="json")
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -107,7 +119,7 @@ class DynamicSplit(Policy):
         """
         memory = recalled(ShareMemory, state, self.name, self._settings())
         self._seen = dict(zip(memory.exits, zip(memory.sure, memory.seen, strict=True), strict=True))
-        self._kept = memory.kept
+        self._kept_ms = memory.kept_ms
 
     def _begin(self, context: Context) -> None:
         forecast = context.forecast
@@ -118,11 +130,14 @@ class DynamicSplit(Policy):
         self._gates = {e: self.threshold(context, e) for e in context.exits}
         self._takes = {}
         for k in context.splits:
-            gated, sending = forecast.split_ms(k, 1.0), 0.0
+            gated, plain, sending = forecast.split_ms(k, 1.0), forecast.split_ms(k), 0.0
             if k != context.last:
-                sending = forecast.sending_ms(k)
-            self._takes[k] = (gated, forecast.split_ms(k) - sending, sending)
+                plain -= forecast.sending_ms(k)
+                sending = forecast.soonest_ms(k)
+            self._takes[k] = (gated, plain, sending)
+        sends = {k: plain + sending for k, (_, plain, sending) in self._takes.items() if k != context.last}
+        self._probe = min(sends.items(), key=lambda split: split[1], default=(context.last, math.inf))
         self._context = context
 
     def _settings(self) -> dict[str, float | int | bool | None]:
-        return {"alpha": self.alpha, "discount": self.discount, "patience": self.patience}
+        return {"alpha": self.alpha, "discount": self.discount, "probing": self.probing}

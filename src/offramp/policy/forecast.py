@@ -24,6 +24,8 @@ class Forecast:
         sent_bytes: Of each cut as it travels, the input first.
         round_trip_ms: What a byte less payload would take to the server and back.
         ms_per_byte: What every byte sent takes longer.
+        doubt_ms: Of each cut by how much its transfer may well be quicker than expected, the input first; none if
+            left out.
         stage_work: Per stage its multiply-accumulates and weights.
         exit_work: The same of the heads.
 
@@ -37,17 +39,19 @@ class Forecast:
     sent_bytes: tuple[int, ...]
     round_trip_ms: float = 0.0
     ms_per_byte: float = 0.0
+    doubt_ms: tuple[float, ...] = ()
     stage_work: tuple[Work, ...] = ()
     exit_work: tuple[Work, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("stage_ms", "exit_ms", "tail_ms", "sent_bytes", "stage_work", "exit_work"):
+        usual = {"doubt_ms": 0.0, "stage_work": (0, 0), "exit_work": (0, 0)}
+        for name in ("stage_ms", "exit_ms", "tail_ms", "sent_bytes", *usual):
             values = getattr(self, name)
-            if not values and name.endswith("_work"):
-                object.__setattr__(self, name, ((0, 0),) * len(self.stage_ms))
+            if not values and name in usual:
+                object.__setattr__(self, name, (usual[name],) * len(self.stage_ms))
             elif len(values) != len(self.stage_ms):
                 raise ConfigError(f"{name} holds {len(values)} values for {len(self.stage_ms)} stages")
-        times = (*self.stage_ms, *self.exit_ms, *self.tail_ms, *self.sent_bytes)
+        times = (*self.stage_ms, *self.exit_ms, *self.tail_ms, *self.sent_bytes, *self.doubt_ms)
         if not all(0 <= value < math.inf for value in (*times, self.round_trip_ms, self.ms_per_byte)):
             raise ConfigError(f"a forecast's times and bytes are finite and at least 0, unlike {self}")
 
@@ -64,6 +68,11 @@ class Forecast:
     def sending_ms(self, split: int) -> float:
         """Milliseconds from sending a cut to its answer: round trip, transfer, and the server's stages."""
         return self.round_trip_ms + self.ms_per_byte * self.sent_bytes[split + 1] + self.tail_ms[split + 1]
+
+    def soonest_ms(self, split: int) -> float:
+        """The same, as quick as it may well be: what is in doubt is worth a try."""
+        transfer = self.round_trip_ms + self.ms_per_byte * self.sent_bytes[split + 1]
+        return max(0.0, transfer - self.doubt_ms[split + 1]) + self.tail_ms[split + 1]
 
     def split_ms(self, split: int, sure: float = 0.0) -> float:
         """Milliseconds from input to answer, if a share `sure` of the inputs is answered at the split's exit.

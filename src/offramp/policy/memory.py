@@ -83,13 +83,13 @@ class ShareMemory(DrawMemory):
         exits: The exits that were seen, ascending.
         sure: Per exit how often it was sure, older inputs counting less.
         seen: Per exit how often it was seen, the same.
-        kept: Inputs in a row that stayed on the edge.
+        kept_ms: Milliseconds since the last transfer.
     """
 
     exits: tuple[Annotated[int, Field(ge=0)], ...] = ()
     sure: tuple[_Count, ...] = ()
     seen: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
-    kept: Annotated[int, Field(ge=0)] = 0
+    kept_ms: _Count = 0.0
 
     @model_validator(mode="after")
     def _agree(self) -> ShareMemory:

@@ -24,7 +24,8 @@ from offramp.reproduce.change import Change, change_facts, change_table, changed
 from offramp.reproduce.gates import Gates, facts, gates_of, gates_table
 from offramp.reproduce.hindsight import reach
 from offramp.reproduce.level_tables import averages_table, bars_of, bars_table, levels_table, standing
-from offramp.reproduce.levels import AUDITED, BEST, LEARNER, Averaged, Setting, play_levels, policies
+from offramp.reproduce.levels import AUDITED, BEST, JUDGED, LEARNER, Averaged, Setting, play_levels, policies
+from offramp.reproduce.measured import Measured, measured, measured_sentences, measured_table
 from offramp.reproduce.recorded import NETWORKS, Recorded, recorded
 from offramp.reproduce.study import origin, write_study
 from offramp.reproduce.traces import DISTORTIONS
@@ -40,6 +41,9 @@ _RIVALS = ("split-0-all", "server-only", "cascade")
 _QUICK = (400, 2, 6, (1, 5))
 #: Places in a run at which pictures and figures keep regret.
 _KEPT = 50
+
+#: Runs where cost is measured; dynamic split is replayed input by input.
+_MEASURED_RUNS = 5
 
 #: Costs by o in γ; exits' depths come first.
 Priced = Callable[[tuple[int, ...], int], CostModel]
@@ -80,12 +84,14 @@ class Found:
         gates: The choices of gates.
         settings: By gates, a setting per offload cost.
         change: The run whose world changes.
+        measured: Undistorted images where milliseconds are what costs, under the first gates.
     """
 
     recorded: Recorded
     gates: Sequence[Gates]
     settings: Sequence[Sequence[Setting]]
     change: Change
+    measured: Sequence[Measured]
 
 
 def papers_cost(depths: tuple[int, ...], offload: int) -> CostModel:
@@ -141,7 +147,8 @@ def _played(
         [play_levels(one.levels, g, f"{o}γ" if o > 1 else "γ", cost(o), seeds, on_runs) for o in offloads]
         for g in gates
     ]
-    return Found(one, gates, settings, changed(one, gates[0], cost, seeds))
+    plays = measured(gates[0].on(one.plain), min(seeds, _MEASURED_RUNS))
+    return Found(one, gates, settings, changed(one, gates[0], cost, seeds), plays)
 
 
 def _tables(found: Found) -> list[str]:
@@ -154,6 +161,7 @@ def _tables(found: Found) -> list[str]:
         last = settings[-1]
         tables.append(levels_table(f"{title}, gates {name}, o = {last.label}: level by level", last))
     tables.append(change_table(found.change, f"{title}: a world that changes half-way"))
+    tables.append(measured_table(f"{title}: once cost is measured", found.measured, found.gates[0].name))
     tables.append("\n".join(sentences(found)))
     return tables
 
@@ -163,7 +171,7 @@ def sentences(found: Found) -> list[str]:
     one, lines = found.recorded, []
     title = one.network.title
     for settings in found.settings:
-        for name in (LEARNER, AUDITED):
+        for name in JUDGED:
             judged = [{v.bar: v for v in bars_of(s, name)} for s in settings]
             for bar, words in BARS.items():
                 stands = [
@@ -189,7 +197,8 @@ def sentences(found: Found) -> list[str]:
     ]
     what = f"the most that one exit with one threshold at all levels saves at {LOST:g} points, known in hindsight"
     lines.append(said(f"{title}, {what}, against {SAVED:.0%}", told))
-    return [*lines, f"{title}: {_best_arms(found)}", f"{title}: {sentence(found.change)}"]
+    lines += [f"{title}: {_best_arms(found)}", *measured_sentences(title, found.measured)]
+    return [*lines, f"{title}: {sentence(found.change)}"]
 
 
 def _best_arms(found: Found) -> str:
@@ -230,6 +239,7 @@ def _written(found: Found, tables: Sequence[str], out: Path, name: str, command:
         "levels": list(one.levels),
         "gates": facts(found.gates),
         "settings": [_facts(s, s is settings[-1]) for settings in found.settings for s in settings],
+        "measured": [m.to_dict() for m in found.measured],
         "change": change_facts(found.change),
         "said": verdict.splitlines(),
     }
@@ -302,7 +312,7 @@ def _facts(setting: Setting, over_time: bool) -> dict[str, Any]:
         "o": setting.label,
         "offload": setting.cost.sends[0],
         "best_fixed_arms": list(setting.best),
-        "bars": {name: {v.bar: v.holds for v in bars_of(setting, name)} for name in (LEARNER, AUDITED)},
+        "bars": {name: {v.bar: v.holds for v in bars_of(setting, name)} for name in JUDGED},
         **({"steps": setting.steps[kept].tolist()} if over_time else {}),
         "policies": {name: told(policy) for name, policy in setting.policies.items()},
     }

@@ -15,7 +15,7 @@ from offramp.replay.replay import replay
 from offramp.replay.trace import Trace
 from offramp.reproduce.gates import Gates
 
-__all__ = ["AUDITED", "BEST", "LEARNER", "Averaged", "Setting", "learners", "play_levels", "policies"]
+__all__ = ["AUDITED", "BEST", "JUDGED", "LEARNER", "Averaged", "Setting", "learners", "play_levels", "policies"]
 
 #: What the best fixed arm of each level, known in hindsight, is called.
 BEST = "best fixed arm of each level"
@@ -23,6 +23,10 @@ BEST = "best fixed arm of each level"
 _AUDIT = 0.05
 #: I-SplitEE as an edge plays it, without audits and with them.
 LEARNER, AUDITED = "i-splitee", f"i-splitee,audit={_AUDIT}"
+#: The same with one more arm than the paper's: sending the input.
+SENDS = "i-splitee,send_input=true"
+#: Those whom the bars are held against.
+JUDGED = (LEARNER, AUDITED, SENDS)
 
 Floats = NDArray[np.float64]
 
@@ -96,13 +100,14 @@ class Setting:
 
 
 def learners() -> dict[str, Maker]:
-    """The papers' learners: as an edge can play them, with audits where they have them, and as published."""
+    """The papers' learners: as an edge can play them, with audits, as published, and with one more arm."""
     found: dict[str, Maker] = {}
     for name in ("i-splitee", "splitee", "splitee-s"):
         found.update(asked(name))
         if name != "splitee":
             audited = f"{name},audit={_AUDIT}"
             found[audited] = asked(audited)[audited]
+    found[SENDS] = asked(SENDS)[SENDS]
     return found
 
 

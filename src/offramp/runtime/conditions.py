@@ -64,7 +64,9 @@ class Conditions:
         """The context as it is now: the same one unless some split's latency has changed by more than 5 %."""
         now, before = self._expected(), self.forecast
         splits = range(-1, len(now.stage_ms))
-        if all(abs(now.split_ms(k) - before.split_ms(k)) <= _CHANGED * before.split_ms(k) for k in splits):
+        if all(_alike(now.split_ms(k), before.split_ms(k)) for k in splits) and all(
+            _alike(now.soonest_ms(k), before.soonest_ms(k)) for k in splits[:-1]
+        ):
             return context
         self.forecast = now
         if self._prices is not None:
@@ -120,9 +122,14 @@ class Conditions:
             sent_bytes=self._sent_bytes,
             round_trip_ms=self.link.round_trip_ms,
             ms_per_byte=self.link.ms_per_byte,
+            doubt_ms=tuple(self.link.doubt_ms(size) for size in self._sent_bytes),
             stage_work=self._stage_work,
             exit_work=self._exit_work,
         )
+
+
+def _alike(now: float, before: float) -> bool:
+    return abs(now - before) <= _CHANGED * before
 
 
 def _times(stages: Stages, exits: Sequence[int]) -> tuple[list[float], list[float]]:

@@ -22,8 +22,9 @@ class LinkEstimate:
     """Round trip and rate of a link, as a Kalman filter on (a, b) of a + b·bytes milliseconds (Kalman 1960).
 
     a and b wander by a part of themselves from transfer to transfer; payloads of different sizes tell them apart.
-    A transfer that took far longer or shorter than expected says that the link has changed: either may be the
-    cause, and both become as doubtful as the surprise was large, so that a few transfers teach the new link.
+    A transfer that took far longer or shorter than expected may be chance, and is left out; two in a row say that
+    the link has changed: either may be the cause, and both become as doubtful as the surprise was large, so that a
+    few transfers teach the new link.
     A link that nobody has used counts as free: a policy that believes it tries it, and knows better.
 
     Args:
@@ -40,6 +41,13 @@ class LinkEstimate:
         self.ms_per_byte = 0.0 if link_mbps is None else 8e-3 / link_mbps
         rate = 0.3 * self.ms_per_byte or _USUAL_MS_PER_BYTE
         self._covariance = (_USUAL_MS**2, 0.0, rate**2)
+        #: Whether the last transfer was a surprise; before the first one nothing can be.
+        self._surprised = True
+
+    def doubt_ms(self, payload_bytes: int) -> float:
+        """The standard deviation of what a transfer is expected to take."""
+        aa, ab, bb = self._covariance
+        return math.sqrt(max(0.0, aa + (2 * ab + bb * payload_bytes) * payload_bytes))
 
     def took(self, payload_bytes: int, ms: float) -> None:
         """A transfer of so many bytes took so long, the server's own time left out."""
@@ -50,8 +58,12 @@ class LinkEstimate:
         expected = self.round_trip_ms + self.ms_per_byte * payload_bytes
         surprise, noise = ms - expected, (_NOISE * expected + _LATE_MS) ** 2
         if surprise**2 > _ANOTHER**2 * (aa + (2 * ab + bb * payload_bytes) * payload_bytes + noise):
+            if not self._surprised:
+                self._surprised = True
+                return
             aa += (surprise / 2) ** 2
             bb += (surprise / 2 / max(1, payload_bytes)) ** 2
+        self._surprised = False
         ah, bh = aa + ab * payload_bytes, ab + bb * payload_bytes
         variance = ah + bh * payload_bytes + noise
         gain_a, gain_b = ah / variance, bh / variance
