@@ -35,6 +35,9 @@ def made_up(name: str, distortion: Distortion | None, n: int, seed: int) -> Trac
         exits=tuple(range(EXITS)),
         depths=COUNTED,
         thresholds=(*(0.7,) * (EXITS - 1), None),
+        stage_ms=(0.5,) * EXITS,
+        exit_ms=(*(0.02,) * (EXITS - 1), 0.0),
+        cut_bytes={"float": (12_288,) * EXITS, "uint8": (3072,) * EXITS},
     )
     return Trace(prediction.astype(np.int32), confidence.astype(np.float32), label.astype(np.int32), meta)
 
