@@ -57,6 +57,14 @@ def skipping(tmp_path_factory):
     return off.bundle_from_onnx(model, ["b+y+ids", "e+ids"], path, samples=samples), samples
 
 
+@pytest.fixture(scope="module")
+def repository(bundle, tmp_path_factory):
+    """The digits' repository, as Triton would have loaded it."""
+    place = tmp_path_factory.mktemp("triton") / "repository"
+    assert write_triton(bundle, place, max_batch=7) == tail_models(bundle.manifest)
+    return Repository(place)
+
+
 def crossing(bundle, inputs):
     """By cut, what crosses for some inputs."""
     stages = Stages(bundle)
@@ -81,12 +89,10 @@ def assert_same_answers(bundle, repository, inputs):
             np.testing.assert_allclose(theirs["logits"], ours.logits, rtol=1e-6, atol=1e-6)
 
 
-def test_every_tail_answers_as_ours(bundle, digit_images, tmp_path):
-    written = write_triton(bundle, tmp_path / "repository")
-    assert written == tail_models(bundle.manifest)
-    assert {model.mode for model in written} == {"float", "uint8", "uint8c", "uint4", "uint2"}
-    pixels = preprocess(digit_images[0][:5], bundle.manifest.preprocessing)
-    assert_same_answers(bundle, Repository(tmp_path / "repository"), [pixels])
+def test_every_tail_answers_as_ours(bundle, repository, digit_images):
+    modes = {model.mode for model in tail_models(bundle.manifest)}
+    assert modes == {"float", "uint8", "uint8c", "uint4", "uint2"}
+    assert_same_answers(bundle, repository, [preprocess(digit_images[0][:5], bundle.manifest.preprocessing)])
 
 
 def test_several_tensors_at_a_cut(skipping, tmp_path):
@@ -97,24 +103,22 @@ def test_several_tensors_at_a_cut(skipping, tmp_path):
     assert_same_answers(bundle, Repository(tmp_path / "repository"), inputs)
 
 
-def test_weights_are_there_once(bundle, tmp_path):
-    write_triton(bundle, tmp_path / "repository")
-    models = list((tmp_path / "repository").glob("*/1/model.onnx"))
+def test_weights_are_there_once(bundle, repository):
+    models = list(repository.path.glob("*/1/model.onnx"))
     stages = [stage.graph.bytes for stage in bundle.manifest.stages]
     decoders = [codec.decoder.bytes for codec in bundle.manifest.codecs]
     assert len(models) == len(stages) + len(decoders)
     assert sum(file.stat().st_size for file in models) == sum(stages) + sum(decoders)
 
 
-def test_a_repository_says_which_bundle_it_holds(bundle, tmp_path):
-    write_triton(bundle, tmp_path / "repository", max_batch=7)
-    repository = Repository(tmp_path / "repository")
+def test_a_repository_says_which_bundle_it_holds(bundle, repository):
     for name, config in repository.configs.items():
         assert config.max_batch_size == 7
         if name in repository.ensembles():
             assert config.parameters["digest"].string_value == bundle.digest
         else:
             assert config.HasField("dynamic_batching")
+            assert [sample.batch_size for sample in config.model_warmup] == [1]
 
 
 class Turns(Policy):
@@ -131,14 +135,13 @@ class Turns(Policy):
         return self._actions[(self.count - 1) % len(self._actions)]
 
 
-def test_an_edge_calls_it_without_change(bundle, digit_images, tmp_path):
+def test_an_edge_calls_it_without_change(bundle, repository, digit_images):
     """Over gRPC, with an answer of `logits` alone: the last exit's."""
-    write_triton(bundle, tmp_path / "repository")
     images = digit_images[0][:20]
     with off.Edge(bundle) as local:
         expected = [result.probabilities for result in local.run(images)]
     with (
-        triton_server(Repository(tmp_path / "repository")) as (address, asked),
+        triton_server(repository) as (address, asked),
         off.Edge(bundle, address, Turns(bundle.manifest), deadline_ms=30_000) as edge,
     ):
         results = list(edge.run(images))

@@ -84,6 +84,15 @@ class Repository:
                 assert isinstance(value.shape[0], str)
                 assert list(value.shape[1:]) == list(spec.dims)
         self.sessions[name] = session
+        for sample in config.model_warmup:
+            assert all(tensor.zero_data for tensor in sample.inputs.values())
+            self.infer(
+                name,
+                {
+                    key: np.zeros((sample.batch_size, *tensor.dims), DTYPES[DataType.Name(tensor.data_type)])
+                    for key, tensor in sample.inputs.items()
+                },
+            )
 
     def _check_ensemble(self, config):
         assert not config.HasField("dynamic_batching"), "an ensemble has a scheduler already"

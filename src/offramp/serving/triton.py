@@ -81,6 +81,11 @@ def triton_configs(manifest: Manifest, max_batch: int) -> dict[str, Any]:
         config = _config(name, graph.inputs, graph.outputs, max_batch)
         config.backend, config.default_model_filename = "onnxruntime", "model.onnx"
         config.dynamic_batching.SetInParent()  # with no delay: what waits anyway is joined
+        warmup = config.model_warmup.add(name="zeros", batch_size=1)  # the first run of a graph is its slowest
+        for described in config.input:
+            warmup.inputs[described.name].data_type = described.data_type
+            warmup.inputs[described.name].dims.extend(described.dims)
+            warmup.inputs[described.name].zero_data = True
         configs[name] = config
     for model in tail_models(manifest):
         logits = tuple(output for output in model.outputs if output.name == "logits")
