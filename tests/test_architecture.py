@@ -69,6 +69,7 @@ BANNED = (
     "prometheus_client",
     "yaml",
     "numba",
+    "river",
 )
 
 
@@ -161,16 +162,17 @@ def test_no_imports_go_round_in_a_circle():
     assert len(done) > 20
 
 
-def test_numba_is_imported_in_one_place_and_only_when_it_is_called():
+@pytest.mark.parametrize(("package", "place"), [("numba", "policy/compiled.py"), ("river", "policy/drift.py")])
+def test_what_policies_may_use_is_imported_in_one_place_and_only_when_it_is_called(package, place):
     importing = {
         name_of(path): node.col_offset
         for path in SOURCES
         for node in ast.walk(parsed(path))
-        if (isinstance(node, ast.Import) and any(alias.name.startswith("numba") for alias in node.names))
-        or (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("numba"))
+        if (isinstance(node, ast.Import) and any(alias.name.partition(".")[0] == package for alias in node.names))
+        or (isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == package)
     }
-    assert set(importing) == {"policy/compiled.py"}
-    assert importing["policy/compiled.py"] > 0
+    assert set(importing) == {place}
+    assert importing[place] > 0
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

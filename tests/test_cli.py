@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from offramp.cli import main
+from offramp.policy.registry import POLICIES, make_policy, parse_policy
 from offramp.replay.trace import Trace
 from offramp.runtime.stages import Stages
 from offramp.serving.process import running
@@ -165,6 +166,39 @@ def test_run_goes_on_from_what_was_learned(tmp_path, digits_bundle, images, serv
     assert json.loads(state.read_text())["state"]["plays"] == 10
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [*POLICIES, "split-1", "split-0-all", "i-splitee,audit=0.5,discount=0.9", "splitee,window=3,c=0.5,alpha=0.7"],
+)
+def test_run_takes_every_policy_with_its_options(digits_bundle, images, served, policy):
+    done = offramp("run", digits_bundle, images, "--server", served, "--policy", policy, "--seed", 3)
+    assert done.returncode == 0, done.stderr
+    assert all(line["status"] == "ok" and line["action"] and line["cost"] > 0 for line in lines(done))
+    name, options = parse_policy(policy)
+    assert "5 inputs, 0 degraded, 0 failed" in done.stderr
+    assert make_policy(name, **options).name in done.stderr
+
+
+def test_run_takes_a_drift_detector(digits_bundle, images, served, tmp_path):
+    pytest.importorskip("river", reason="river is not installed: pip install 'offramp[drift]'")
+    command = ("run", digits_bundle, images, "--server", served, "--state", tmp_path / "learned.json")
+    done = offramp(*command, "--policy", "splitee,drift=adwin")
+    assert done.returncode == 0, done.stderr
+    # What was learned is the learner's: it goes on without a detector as well.
+    assert offramp(*command, "--policy", "splitee").returncode == 0
+    assert json.loads((tmp_path / "learned.json").read_text())["state"]["plays"] == 10
+
+
+def test_run_refuses_a_state_of_another_bundle(digits_bundle, images, tmp_path):
+    state = tmp_path / "learned.json"
+    command = ("run", digits_bundle, images, "--policy", "splitee", "--state", state)
+    assert offramp(*command).returncode == 0
+    kept = json.loads(state.read_text())
+    state.write_text(json.dumps({**kept, "digest": "0" * 64}))
+    assert_clear_error(offramp(*command), 1, "learned.json", "another bundle", "start anew")
+    assert json.loads(state.read_text())["digest"] == "0" * 64
+
+
 def test_run_takes_images_pixels_and_inputs_alike(tmp_path, digits_bundle, digit_images, images):
     np.save(tmp_path / "pixels.npy", digit_images[0][:5])
     np.savez(tmp_path / "floats.npz", x=(digit_images[0][:5, None] / np.float32(255)).astype(np.float32))
@@ -197,7 +231,16 @@ def test_a_broken_input_fails_alone_and_nothing_is_lost(tmp_path, digits_bundle,
         (["run", "{bundle}", "missing.png"], 2, "missing.png"),
         (["run", "{bundle}", "{text}"], 2, "neither an image nor an array"),
         (["run", "{bundle}", "{empty}"], 2, "no inputs"),
-        (["run", "{bundle}", "{images}", "--policy", "i-split"], 2, "i-splitee"),
+        (["run", "{bundle}", "{images}", "--policy", "i-split"], 2, "did you mean 'i-splitee'"),
+        (["run", "{bundle}", "{images}", "--policy", "i-splitee,audits=1"], 2, "did you mean 'audit'"),
+        (["run", "{bundle}", "{images}", "--policy", "i-splitee,audit=1.5"], 2, "between 0 and 1"),
+        (["run", "{bundle}", "{images}", "--policy", "i-splitee,mu=-1"], 2, "at least 0"),
+        (["run", "{bundle}", "{images}", "--policy", "i-splitee,drift=advin"], 2, "did you mean 'adwin'"),
+        (["run", "{bundle}", "{images}", "--policy", "i-splitee,published=true"], 2, "only a replay knows"),
+        (["run", "{bundle}", "{images}", "--policy", "random,seed=1"], 2, "given by --seed"),
+        (["run", "{bundle}", "{images}", "--policy", "split-0,alpha=1", "--alpha", "0"], 2, "leave one out"),
+        (["run", "{bundle}", "{images}", "--alpha", "nan"], 2, "--alpha"),
+        (["run", "{bundle}", "{images}", "--alpha", "1.5"], 2, "--alpha"),
         (["run", "{bundle}", "{images}", "--policy", "split-9"], 1, "split 9"),
         (["run", "{bundle}", "{images}", "--server", "nowhere"], 2, "HOST:PORT"),
         (["run", "{bundle}", "{images}", "--policy", "server-only"], 1, "no server"),

@@ -31,6 +31,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = np.column_stack([prediction, label]).tolist()
     (root / "table.csv").write_text("a,b,c,y\n" + "\n".join(",".join(map(str, row)) for row in rows))
     (root / "holes.csv").write_text("a,b,c,y\n0,1,,2\n")
+    arrays = dict(np.load(root / "good.npz"))
+    np.savez(root / "fewer.npz", **{**arrays, "prediction": arrays["prediction"][:, :2]})
+    np.savez(root / "floats.npz", **{**arrays, "confidence": np.full((n, 3), np.nan, np.float32)})
+    none = json.dumps({"bundle": "b", "exits": [0, 1], "depths": [3, 6, 9]}).encode()
+    np.savez(root / "nolast.npz", **{**arrays, "meta": np.frombuffer(none, np.uint8)})
     return root
 
 
@@ -60,7 +65,8 @@ def test_json_holds_runs_and_regret_over_time(folder: Path) -> None:
     done = offramp("replay", folder / "good.npz", "--policy", "uee-ucb", "--seeds", 3, "--seed", 7, "--json")
     found = json.loads(done.stdout)
     assert (found["runs"], found["seed"], found["alpha"], found["reward"]) == (3, 7, 0.5, "confidence")
-    assert found["cost"] == {"depths": [3, 6, 9], "gamma": 0.1, "offload": 0.5, "head": 0.0}
+    assert found["cost"]["sends"] == [0.5] * 3
+    assert found["cost"]["words"] == "0.1·depth + 0.5 if offloaded, depths 3, 6, 9"
     assert found["steps"][-1] == 120
     by_name = {policy["name"]: policy for policy in found["policies"]}
     random = by_name["random"]
@@ -107,13 +113,26 @@ def test_a_table_of_predictions(folder: Path) -> None:
         (["holes.csv", "--depths", "1,3,7"], 1, ["line 2: '' is no class index"]),
         (["short.npz"], 1, ["2 samples are fewer than the 3 exits"]),
         (["good.npz", "other.npz"], 1, ["different networks: depths"]),
-        (["good.npz", "--policy", "i-split"], 2, ["did you mean"]),
+        (["fewer.npz"], 1, ["a column for each of the exits (0, 1, 2), got int32 of (120, 2)"]),
+        (["nolast.npz"], 1, ["exits (0, 1) do not go with 3 stages"]),
+        (["floats.npz"], 1, ["confidence: expected uint16, got float32"]),
+        (["good.npz", "--policy", "i-split"], 2, ["did you mean 'i-splitee'"]),
         (["good.npz", "--policy", "i-splitee,c=-1"], 2, ["at least 0"]),
+        (["good.npz", "--policy", "uee-ucb,mu=-0.5"], 2, ["at least 0"]),
+        (["good.npz", "--policy", "splitee,mu=nan"], 2, ["at least 0 and finite"]),
         (["good.npz", "--policy", "i-splitee,audit=2"], 2, ["between 0 and 1"]),
+        (["good.npz", "--policy", "splitee-s,audit=-0.1"], 2, ["between 0 and 1"]),
+        (["good.npz", "--policy", "i-splitee,audit=nan"], 2, ["between 0 and 1"]),
+        (["good.npz", "--policy", "i-splitee,audits=0.1"], 2, ["did you mean 'audit'"]),
+        (["good.npz", "--policy", "i-splitee,drift=advin"], 2, ["did you mean 'adwin'"]),
+        (["good.npz", "--policy", "cascade,drift=adwin"], 2, ["takes no option 'drift'"]),
+        (["good.npz", "--policy", "random,seed=1"], 2, ["given by --seed"]),
         (["good.npz", "--policy", "split-7"], 1, ["none that this edge can do"]),
         (["good.npz", "--cost", "gama=1"], 2, ["did you mean 'gamma'"]),
         (["good.npz", "--cost", "gamma"], 2, ["--cost gamma is a number"]),
         (["good.npz", "--cost", "gamma=-1"], 2, ["at least 0"]),
+        (["good.npz", "--cost", "gamma=0,offload=-1"], 2, ["at least 0"]),
+        (["good.npz", "--cost", "head=-0.1"], 2, ["at least 0"]),
         (["good.npz", "--cost", "gamma=nan"], 2, ["is a number"]),
         (["good.npz", "--alpha", "1.5"], 2, ["between 0 and 1"]),
         (["good.npz", "--alpha", "a"], 2, ["--alpha is a number"]),
@@ -130,6 +149,14 @@ def test_replay_refuses_what_cannot_be(
 ) -> None:
     monkeypatch.chdir(folder)
     assert_clear_error(offramp("replay", *arguments), code, *words)
+
+
+def test_a_drift_detector_may_reset_a_learner(folder: Path) -> None:
+    pytest.importorskip("river", reason="river is not installed: pip install 'offramp[drift]'")
+    done = offramp("replay", folder / "good.npz", "--policy", "i-splitee,drift=adwin", "--seeds", 2)
+    assert done.returncode == 0, done.stderr
+    assert "i-splitee,drift=adwin " in done.stdout
+    assert "i-splitee,drift=adwin,published=true (sees hidden answers)" in done.stdout
 
 
 def test_reproduce_uee_takes_any_table(folder: Path, tmp_path: Path) -> None:

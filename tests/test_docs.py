@@ -75,7 +75,7 @@ COMMANDS = [
     (page.name, line)
     for page in PAGES
     for block in re.findall(r"```\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    for line in block.splitlines()
+    for line in block.replace("\\\n", " ").splitlines()  # continued ones in one
     if re.match(r"(\S*/)?offramp [a-z]|docker run .*? offramp-", line)
 ]
 

@@ -36,6 +36,8 @@ FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("splitee", {}),
     ("uee-ucb", {}),
 )
+#: Beside them live only: it has no compiled form.
+WATCHED: tuple[tuple[str, dict[str, Any]], ...] = (("i-splitee", {"drift": "adwin"}),)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     rounds, samples = (3, 300) if arguments.quick else (15, 10_000)
     world = _world(samples)
     orders = np.stack([np.random.default_rng(seed).permutation(samples) for seed in range(SEEDS)])
-    live = [_live(name, options, rounds, samples) for name, options in FORMS if "published" not in options]
+    live = [
+        _live(name, options, rounds, samples) for name, options in FORMS + WATCHED if "published" not in options
+    ]
     replays = [_replay(name, options, world, orders, rounds) for name, options in FORMS]
     print(_live_table(live))
     print(_replay_table(replays))
@@ -71,7 +75,7 @@ def _context() -> Context:
         thresholds=(ALPHA,) * 6 + (None,),
         modes={},
         mode="float",
-        cost=CostModel(DEPTHS),
+        cost=CostModel.in_layers(DEPTHS),
     )
 
 
@@ -81,7 +85,7 @@ def _context() -> Context:
 def _live(name: str, options: Mapping[str, Any], rounds: int, samples: int) -> dict[str, Any]:
     """Microseconds of choose and update, the observations made beforehand."""
     world, context = _world(samples), _context()
-    policy = _learner(name, options)
+    policy = make_policy(name, alpha=ALPHA, **options)
     choices = [policy.choose(context)]
     shown: dict[Action, list[Observation]] = {}
 
@@ -101,7 +105,7 @@ def _live(name: str, options: Mapping[str, Any], rounds: int, samples: int) -> d
             policy.update(choices[-1], seen[t])
 
     decisions()
-    deep = Action(6, (), watch=tuple(range(6)) if policy.watches else ())
+    deep = Action(6, (), watch=tuple(range(6)) if _learner(name, {}).watches else ())
     choices.append(deep)
     shown[deep] = [_seen(world, deep, i) for i in range(samples)]
     timings = compare(

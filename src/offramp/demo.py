@@ -284,7 +284,7 @@ def _saving(networks: dict[str, dict[str, Any]]) -> str:
 
 
 def _facts(settings: DemoSettings, bundle: Bundle, slowdown: float, splits: Splits, images: int) -> dict[str, Any]:
-    cost = CostModel(tuple(stage.depth for stage in bundle.manifest.stages))  # the edge's own
+    cost = CostModel.in_layers(tuple(stage.depth for stage in bundle.manifest.stages))  # the edge's own
     return {
         "command": f"offramp demo --out {settings.out} --seed {settings.seed}",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -298,9 +298,7 @@ def _facts(settings: DemoSettings, bundle: Bundle, slowdown: float, splits: Spli
         "edge_slowdown": slowdown,
         "edge_is_emulated": True,
         "max_drop": MAX_DROP,
-        "gamma": cost.gamma,
-        "offload_cost": cost.offload,
-        "depths": list(cost.depths),
+        "cost": cost.words,
         "digest": bundle.digest,
         "versions": {"offramp": __version__, "torch": torch.__version__},
     }

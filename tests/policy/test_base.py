@@ -23,7 +23,7 @@ def context(splits, exits, last, *, modes=None, mode="float", thresholds=None):
         thresholds=thresholds or (0.5,) * last + (None,),
         modes=modes or {},
         mode=mode,
-        cost=CostModel(tuple(range(1, last + 2))),
+        cost=CostModel.in_layers(tuple(range(1, last + 2))),
     )
 
 

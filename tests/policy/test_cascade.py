@@ -14,7 +14,7 @@ def context(splits, exits=(0, 2), last=3):
         thresholds=(0.5,) * last + (None,),
         modes=dict.fromkeys(range(-1, last), ("float", "uint8")),
         mode="uint8",
-        cost=CostModel((1, 2, 3, 4)),
+        cost=CostModel.in_layers((1, 2, 3, 4)),
     )
 
 

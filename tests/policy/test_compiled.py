@@ -1,10 +1,11 @@
 """That the compiled replay plays as the policy itself does, choice by choice."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from worlds import ALPHA, COST, context, drawn, play, problem
+from worlds import ALPHA, context, drawn, play, problem
 
 from offramp.errors import ConfigError, MissingExtraError
 from offramp.policy import compiled
@@ -40,7 +41,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_the_scalar_and_the_compiled_form_choose_the_same_arms(name, kind):
-    cost = CostModel((3, 6, 9, 12), gamma=0.04, offload=0.3, head=0.02)
+    cost = CostModel.in_layers((3, 6, 9, 12), gamma=0.04, offload=0.3, head=0.02)
     confidence, prediction = drawn(11, 700)
     policy = make_policy(name, alpha=ALPHA, seed=4, **KINDS[kind])
     world = problem(confidence, cost=cost, prediction=prediction, heads=policy.watches)
@@ -104,8 +105,6 @@ def test_costs_are_those_of_the_problem():
     """An arm that costs nothing is played, wherever it stands."""
     confidence = np.full((500, 3), 0.9)
     for free in range(3):
-        depths = [5, 5, 5]
-        depths[free] = 0
-        world = problem(confidence, cost=CostModel(tuple(depths), gamma=0.1, offload=COST.offload))
+        world = replace(problem(confidence), local_cost=np.where(np.arange(3) == free, 0.0, 0.5))
         arms = make_policy("splitee", alpha=ALPHA, c=0.1).replay(world, np.arange(500)[None])
         assert (arms[0, 50:] == free).mean() > 0.9

@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from worlds import ALPHA, COST, HiddenError, context, drawn, observe, play, problem
+from worlds import ALPHA, COST, HiddenError, Startled, context, drawn, observe, play, problem
 
 from offramp.errors import ActionError, ConfigError, PolicyStateError
 from offramp.policy.base import Action
@@ -15,24 +15,31 @@ from offramp.policy.cost import CostModel
 from offramp.policy.registry import POLICIES, make_policy
 
 OPTIONS = {
+    "send_input": True,
     "audit": 0.2,
     "published": True,
     "discount": 0.95,
     "window": 25,
 }
+LEARNERS = [name for name in POLICIES if "c" in inspect.signature(POLICIES[name]).parameters]
 #: name and options: every policy as it is, and with each option that it takes
-KINDS = [(name, {}) for name in POLICIES] + [
-    (name, {option: value})
-    for name in POLICIES
-    for option, value in OPTIONS.items()
-    if option in inspect.signature(POLICIES[name]).parameters
+KINDS = [
+    *((name, {}) for name in POLICIES),
+    *(
+        (name, {option: value})
+        for name in POLICIES
+        for option, value in OPTIONS.items()
+        if option in inspect.signature(POLICIES[name]).parameters
+    ),
+    *((name, {"drift": Startled}) for name in LEARNERS),
+    ("i-splitee", {"drift": Startled, "audit": 0.2}),
 ]
 every = pytest.mark.parametrize(("name", "options"), KINDS, ids=lambda v: v if isinstance(v, str) else "-".join(v))
 #: Those that learn from what was seen and forget nothing.
 STATIONARY = [
     (name, options)
     for name, options in KINDS
-    if "c" in inspect.signature(POLICIES[name]).parameters and not {"discount", "window"} & set(options)
+    if name in LEARNERS and not {"discount", "window", "drift"} & set(options)
 ]
 WRONG = [
     *(("alpha", value) for value in (-0.1, 1.1, math.nan)),
@@ -125,7 +132,7 @@ def test_an_observation_raises_where_nothing_was_seen():
 def test_wrong_options_are_refused(name):
     takes = inspect.signature(POLICIES[name]).parameters
     for option, value in WRONG:
-        if option in takes and (option != "alpha" or name not in ("cascade", "random")):
+        if option in takes:
             with pytest.raises(ConfigError, match=option):
                 make_policy(name, **{option: value})
     with pytest.raises(ConfigError, match="nowhere"):
@@ -167,7 +174,7 @@ def best_at(arm, samples=8000):
 @pytest.mark.parametrize("arm", [0, 1, 2])
 @pytest.mark.parametrize(("name", "options"), STATIONARY)
 def test_stationary_learners_find_the_best_arm_and_regret_grows_sublinearly(name, options, arm):
-    cost = CostModel((2, 6, 8), gamma=0.05, offload=0.5)
+    cost = CostModel.in_layers((2, 6, 8), gamma=0.05, offload=0.5)
     policy = made(name, {**options, "c": 0.3})
     confidence, prediction = best_at(arm)
     world = problem(confidence, cost=cost, prediction=prediction, heads=policy.watches)
@@ -198,7 +205,7 @@ def misleading(samples=20_000):
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.88, 0.98, (samples, 3))
     confidence[rng.random(samples) < 0.5, 0] = 0.2
-    return problem(confidence, cost=CostModel((1, 3, 9), gamma=0.1, offload=0.9))
+    return problem(confidence, cost=CostModel.in_layers((1, 3, 9), gamma=0.1, offload=0.9))
 
 
 def test_audits_take_the_bias_away_that_gates_leave():
@@ -221,7 +228,7 @@ def test_what_is_learned_with_audits_is_unbiased(audit):
     """The mean that arm 0 has learned from plays of arm 1 is its true reward, within 5 standard errors."""
     world = misleading()
     policy = made("i-splitee", {"audit": audit})
-    ctx = context(3, cost=CostModel((1, 3, 9), gamma=0.1, offload=0.9))
+    ctx = context(3, cost=CostModel.in_layers((1, 3, 9), gamma=0.1, offload=0.9))
     policy.choose(ctx)
     rng = np.random.default_rng(1)
     for row in world.confidence:
@@ -255,7 +262,7 @@ def test_a_published_policy_is_not_audited():
 @pytest.mark.parametrize("options", [{"discount": 0.98}, {"window": 60}], ids=["discount", "window"])
 @pytest.mark.parametrize("name", sorted({name for name, _ in STATIONARY}))
 def test_what_forgets_follows_a_change(name, options):
-    cost = CostModel((2, 6, 8), gamma=0.05, offload=0.5)
+    cost = CostModel.in_layers((2, 6, 8), gamma=0.05, offload=0.5)
     first, second = best_at(0, 1500), best_at(1, 1500)
     confidence, prediction = (np.concatenate(pair) for pair in zip(first, second, strict=True))
     world = problem(confidence, cost=cost, prediction=prediction, heads=made(name, {}).watches)

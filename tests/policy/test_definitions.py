@@ -50,7 +50,7 @@ FORGETTING = {"keeps all": {}, "discount": {"discount": 0.9}, "window": {"window
     [("splitee", {}), ("i-splitee", {}), ("splitee-s", {}), ("splitee-s", {"published": True})],
 )
 def test_they_play_as_defined(name, options, forgetting):
-    cost = CostModel((1, 2, 3, 4), gamma=0.08, head=0.02, offload=0.3)
+    cost = CostModel.in_layers((1, 2, 3, 4), gamma=0.08, head=0.02, offload=0.3)
     confidence, prediction = drawn(21, 250)
     side = name != "splitee"
     expected = oracle(problem(confidence, cost=cost, heads=side), side=side, **options, **forgetting)

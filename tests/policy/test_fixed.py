@@ -16,7 +16,7 @@ def context(splits=(-1, 0, 1, 2), exits=(0,)):
         thresholds=(0.5, None, None),
         modes=MODES,
         mode="uint8",
-        cost=CostModel((3, 6, 9)),
+        cost=CostModel.in_layers((3, 6, 9)),
     )
 
 

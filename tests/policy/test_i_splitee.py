@@ -20,7 +20,7 @@ def context(n=3, *, splits=None, exits=None, thresholds=None, depths=None):
         thresholds=thresholds or (None,) * n,
         modes={},
         mode="float",
-        cost=CostModel(depths or tuple(3 * (i + 1) for i in range(n))),
+        cost=CostModel.in_layers(depths or tuple(3 * (i + 1) for i in range(n))),
     )
 
 

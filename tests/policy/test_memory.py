@@ -126,7 +126,7 @@ def test_a_missing_file_is_an_error_of_ours(tmp_path):
         {"sums": "many"},
         {"arms": [0, 1, 1, 3]},
         {"arms": [3, 2, 1, 0]},
-        {"arms": [-1, 0, 1, 2]},
+        {"arms": [-2, 0, 1, 2]},
         {"plays": -1},
         {"plays": None},
         {"weight": 0},

@@ -25,7 +25,7 @@ def test_its_length_is_the_samples():
         ({"arms": ()}, "arms"),
         ({"arms": (0, 2, 1, 3)}, "ascending"),
         ({"arms": (0, 1, 1, 3)}, "ascending"),
-        ({"arms": (-1, 0, 1, 2)}, "arms"),
+        ({"arms": (-2, 0, 1, 2)}, "arms"),
         ({"arms": (0, 1, 2)}, "shape"),
         ({"confidence": GOOD.confidence.astype(np.float32)}, "float32"),
         ({"prediction": GOOD.prediction[:5]}, "prediction"),

@@ -16,7 +16,7 @@ def context(splits=(-1, 0, 1, 2, 3), exits=(0, 2)):
         thresholds=(0.5, None, 0.5, None),
         modes={0: ("float", "uint8"), 2: ("float",)},
         mode="uint8",
-        cost=CostModel((1, 2, 3, 4)),
+        cost=CostModel.in_layers((1, 2, 3, 4)),
     )
 
 

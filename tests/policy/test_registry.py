@@ -4,10 +4,12 @@ from offramp.errors import ConfigError
 from offramp.policy.base import Context, Policy
 from offramp.policy.cascade import ThresholdCascade
 from offramp.policy.cost import CostModel
+from offramp.policy.dynamic_split import DynamicSplit
 from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
+from offramp.policy.forecast import Forecast
 from offramp.policy.i_splitee import ISplitEE
 from offramp.policy.random import RandomArm
-from offramp.policy.registry import POLICIES, make_policy
+from offramp.policy.registry import POLICIES, make_policy, parse_policy
 from offramp.policy.splitee import SplitEE
 from offramp.policy.splitee_s import SplitEES
 from offramp.policy.uee import UEEUCB
@@ -19,7 +21,8 @@ CONTEXT = Context(
     thresholds=(0.5, 0.5, None),
     modes={-1: ("float",), 0: ("float",), 1: ("float",)},
     mode="float",
-    cost=CostModel((1, 2, 3)),
+    cost=CostModel.in_layers((1, 2, 3)),
+    forecast=Forecast(stage_ms=(1, 1, 1), exit_ms=(0, 0, 0), tail_ms=(3, 2, 1), sent_bytes=(9, 9, 9)),
 )
 
 
@@ -38,6 +41,7 @@ def test_every_name_makes_a_policy_that_chooses_what_the_context_allows(name):
         ("splitee", SplitEE),
         ("splitee-s", SplitEES),
         ("uee-ucb", UEEUCB),
+        ("dynamic-split", DynamicSplit),
         ("cascade", ThresholdCascade),
         ("random", RandomArm),
         ("edge-only", EdgeOnly),
@@ -107,7 +111,12 @@ def test_options_reach_the_policy():
     ("name", "option", "said"),
     [
         ("i-splitee", "audits", "did you mean 'audit'"),
-        ("splitee", "published", "splitee takes no option 'published'.*It takes: alpha, mu, c, discount, window"),
+        ("i-splitee", "drif", "did you mean 'drift'"),
+        (
+            "splitee",
+            "published",
+            "splitee takes no option 'published'.*It takes: alpha, send_input, mu, c, discount, window, drift$",
+        ),
         ("edge-only", "audit", "It takes: none"),
         ("split-1", "audit", "split-1 takes no option 'audit'"),
     ],
@@ -115,3 +124,59 @@ def test_options_reach_the_policy():
 def test_an_unknown_option_is_answered_with_the_nearest(name, option, said):
     with pytest.raises(ConfigError, match=said):
         make_policy(name, **{option: 0.1})
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "said"),
+    [
+        ("i-splitee", "audit", "much", "i-splitee: audit is float, not 'much'"),
+        ("i-splitee", "audit", True, "audit is float, not True"),
+        ("i-splitee", "published", 1, "published is bool, not 1"),
+        ("splitee", "window", 10.0, r"window is int \| None, not 10.0"),
+        ("cascade", "exits", 1, r"exits is tuple\[int, ...\] \| None, not 1"),
+        ("random", "seed", 1.5, "seed is int, not 1.5"),
+        ("split-0", "alpha", "high", "split-0: alpha is float"),
+        ("split-0", "alpha", 1.5, "between 0 and 1, not 1.5"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_its_name(name, option, value, said):
+    with pytest.raises(ConfigError, match=said):
+        make_policy(name, **{option: value})
+
+
+@pytest.mark.parametrize("name", [None, 3, ISplitEE])
+def test_a_name_is_a_word(name):
+    with pytest.raises(ConfigError, match="named by a word, such as 'i-splitee', not"):
+        make_policy(name)
+
+
+# --- as typed -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("split-1-all", ("split-1-all", {})),
+        ("i-splitee,audit=0.05,window=500", ("i-splitee", {"audit": 0.05, "window": 500})),
+        ("i-splitee,published=True,mu=1e-2", ("i-splitee", {"published": True, "mu": 0.01})),
+        ("splitee,alpha=none,drift=adwin", ("splitee", {"alpha": None, "drift": "adwin"})),
+    ],
+)
+def test_a_policy_as_typed(text, parsed):
+    assert parse_policy(text) == parsed
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("i-splitee,audit", "'audit' in 'i-splitee,audit' is no OPTION=VALUE"),
+        ("i-splitee,", "'' in 'i-splitee,' is no OPTION=VALUE"),
+        ("i-splitee,=3", "'=3' in"),
+        ("i-splitee,c=", "'c=' in"),
+        ("i-splitee,c=1,mu=2,c=3", "names c twice"),
+        ("random,seed=3", "the seed is given by --seed"),
+    ],
+)
+def test_what_is_no_policy_as_typed(text, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_policy(text)

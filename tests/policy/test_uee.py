@@ -34,7 +34,7 @@ def oracle(predictions, costs, c=1.0):
 
 
 def test_it_plays_as_the_oracle():
-    cost = CostModel((1, 3, 7, 12), gamma=1 / 12, offload=9.0)
+    cost = CostModel.in_layers((1, 3, 7, 12), gamma=1 / 12, offload=9.0)
     confidence, prediction = drawn(1, 500)
     actions = play(UEEUCB(), context(cost=cost), confidence, prediction)
     assert [a.split for a in actions] == oracle(prediction, [d / 12 for d in (1, 3, 7, 12)])
@@ -54,7 +54,7 @@ def test_the_papers_accuracy_and_cost_on_its_own_predictions():
     """Accuracy .807 at mean cost .2508, random .774 at .479 (PAPERS.md §5)."""
     rows = np.loadtxt(TRACE, dtype=np.int32, skiprows=1)
     prediction, label = rows[:, :4], rows[:, 4]
-    cost = CostModel((1, 3, 7, 12), gamma=1 / 12, offload=0.0)
+    cost = CostModel.in_layers((1, 3, 7, 12), gamma=1 / 12, offload=0.0)
     world = problem(np.full(prediction.shape, 0.5), cost=cost, prediction=np.ascontiguousarray(prediction))
     orders = np.stack([np.random.default_rng(run).permutation(len(label)) for run in range(5)])
     arms = UEEUCB().replay(world, orders)

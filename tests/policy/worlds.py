@@ -4,10 +4,20 @@ import numpy as np
 
 from offramp.policy.base import Context
 from offramp.policy.cost import CostModel
+from offramp.policy.forecast import Forecast
 from offramp.policy.problem import Problem
 
 ALPHA = 0.5
-COST = CostModel((3, 6, 9, 12), gamma=0.05, offload=0.4)
+COST = CostModel.in_layers((3, 6, 9, 12), gamma=0.05, offload=0.4)
+
+
+class Startled:
+    """A drift detector without a memory: every small number is an alarm."""
+
+    drift_detected = False
+
+    def update(self, x):
+        self.drift_detected = x < 0.12
 
 
 class HiddenError(AssertionError):
@@ -59,6 +69,22 @@ def context(arms=4, *, cost=COST, splits=None):
         modes={},
         mode="float",
         cost=cost,
+        forecast=forecast(arms),
+    )
+
+
+def forecast(arms=4, **options):
+    """A slow edge, a fast server."""
+    return Forecast(
+        **{
+            "stage_ms": (10.0,) * arms,
+            "exit_ms": (0.5,) * (arms - 1) + (0.0,),
+            "tail_ms": tuple(1.0 * (arms - i) for i in range(arms)),
+            "sent_bytes": (4000, *(8000 >> i for i in range(arms - 1))),
+            "round_trip_ms": 5.0,
+            "ms_per_byte": 1e-3,
+            **options,
+        }
     )
 
 
@@ -68,7 +94,7 @@ def problem(confidence, *, cost=COST, prediction=None, heads=True):
     samples, arms = confidence.shape
     sure = confidence >= ALPHA
     sure[:, -1] = True
-    evaluated = [k + 1 if heads else 1 for k in range(arms)]
+    evaluated = [range(k + 1) if heads else (k,) for k in range(arms)]
     return Problem(
         arms=tuple(range(arms)),
         prediction=np.zeros((samples, arms), np.int32) if prediction is None else prediction,
@@ -110,7 +136,7 @@ def observe(policy, ctx, action, confidence, prediction, *, failed=False):
         confidence=0.0 if answer is None else float(confidence[answer]),
         offloaded=offloaded,
         failed=failed,
-        cost=ctx.cost.paid(stage, offloaded, len(evaluated)),
+        cost=ctx.cost.paid(stage, offloaded, evaluated),
         hidden=float(confidence[-1]) if policy.replay_only else None,
     )
 

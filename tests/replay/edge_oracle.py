@@ -62,6 +62,6 @@ def observed(trace: Trace, sample: int, done: Walk, cost: Any) -> Observation:
         exit=done.answer,
         confidence=row[exits.index(done.answer)],
         offloaded=done.sent,
-        cost=cost.paid(done.stage, done.sent, len(done.seen)),
+        cost=cost.paid(done.stage, done.sent, done.seen),
         payload_bytes=sizes[done.stage + 1] if done.sent and sizes else 0,
     )

@@ -11,6 +11,7 @@ from edge_oracle import observed, walk
 from offramp.errors import ConfigError, OfframpError, TraceError
 from offramp.policy.base import Action, Context, Observation, Policy
 from offramp.policy.cost import CostModel
+from offramp.policy.forecast import Forecast
 from offramp.policy.registry import POLICIES, make_policy
 from offramp.policy.ucb import UpperConfidence
 from offramp.replay.comparisons import asked, comparisons
@@ -20,10 +21,14 @@ from offramp.replay.simulator import Simulator
 from offramp.replay.trace import Trace, TraceMeta
 
 DEPTHS = (2, 4, 7, 9)
-COST = CostModel(DEPTHS, gamma=0.05, offload=0.2, head=0.01)
+COST = CostModel.in_layers(DEPTHS, gamma=0.05, offload=0.2, head=0.01)
+FORECAST = Forecast(stage_ms=(9, 8, 7, 6), exit_ms=(1, 0, 1, 0), tail_ms=(4, 3, 2, 1), sent_bytes=(40, 30, 20, 10))
 EXITS = (0, 2, 3)
 ALPHAS = {0: 0.6, 2: 0.7}
-NAMES = [*POLICIES, "split-0", "split-1", "split-2-all", "i-splitee,audit=0.3", "splitee,window=20"]
+NAMES = [
+    *(*POLICIES, "split-0", "split-1", "split-2-all", "i-splitee,audit=0.3", "splitee,window=20"),
+    *("i-splitee,audit=0.3,send_input=true", "splitee,send_input=true"),
+]
 
 
 def drawn(n: int = 150, seed: int = 0) -> Trace:
@@ -51,6 +56,7 @@ def by_the_oracle(trace: Trace, make: Maker, order: list[int], seed: int) -> lis
         modes={},
         mode="float",
         cost=COST,
+        forecast=FORECAST,
     )
     for sample in order:
         action = policy.choose(context)
@@ -66,7 +72,7 @@ def by_the_oracle(trace: Trace, make: Maker, order: list[int], seed: int) -> lis
 
 def replayed(trace: Trace, name: str, **options: object) -> tuple[Replay, dict[str, Maker]]:
     makers = asked(name)
-    kept = {"cost": COST, "alpha": (0.6, 0.7), "seeds": 3, "seed": 5, **options}
+    kept = {"cost": COST, "forecast": FORECAST, "alpha": (0.6, 0.7), "seeds": 3, "seed": 5, **options}
     return replay([trace], makers, **kept), makers  # type: ignore[arg-type]
 
 
@@ -97,7 +103,7 @@ def expected(trace: Trace, action: Action, alpha: float | None, reward: str = "c
         column = EXITS.index(done.answer)
         hit = trace.prediction[s, column] == trace.label[s]
         worth = float(trace.confidence[s, column]) if reward == "confidence" else float(hit)
-        total += worth - COST.paid(done.stage, done.sent, len(done.seen))
+        total += worth - COST.paid(done.stage, done.sent, done.seen)
     return total / len(trace)
 
 
@@ -165,7 +171,7 @@ def test_the_comparisons_of_every_table() -> None:
     fixed = [p for p in found.played if p.name in ("split-0", "split-2", "edge-only")]
     assert all(p.regret[0, -1] >= 0 for p in fixed)
     sent = next(p for p in found.played if p.name == "server-only")
-    assert sent.cost.tolist() == pytest.approx([COST.offload] * 2)
+    assert sent.cost.tolist() == pytest.approx([0.2] * 2)
     assert sent.offloaded.tolist() == [1.0, 1.0]
     assert sent.accuracy.tolist() == pytest.approx([trace.accuracy[-1]] * 2)  # type: ignore[union-attr]
 
@@ -254,6 +260,8 @@ def test_what_cannot_be_replayed() -> None:
         replay([], asked("random"))
     with pytest.raises(ConfigError, match="at least one trace and one policy"):
         replay([trace], {})
+    with pytest.raises(ConfigError, match="'mine' is to be a function that makes a policy from a seed, not 'rand"):
+        replay([trace], {"mine": "random"})  # type: ignore[dict-item]
     with pytest.raises(ConfigError, match="at least one run"):
         replay([trace], asked("random"), seeds=0)
     deeper = dataclasses.replace(trace, meta=trace.meta.model_copy(update={"depths": (1, 2, 3, 4)}))
@@ -270,8 +278,9 @@ def test_what_cannot_be_replayed() -> None:
     [
         ("i-spliteee", "did you mean 'i-splitee'"),
         ("i-splitee,audt=0.1", "did you mean 'audit'"),
-        ("i-splitee,audit", "NAME=VALUE"),
-        ("i-splitee,audit=much", "NAME=VALUE"),
+        ("i-splitee,audit", "'audit' in 'i-splitee,audit' is no OPTION=VALUE"),
+        ("i-splitee,audit=much", "audit is float, not 'much'"),
+        ("i-splitee,seed=3", "given by --seed"),
         ("i-splitee,audit=1.5", "between 0 and 1"),
         ("i-splitee,mu=-1", "at least 0"),
         ("i-splitee,audit=0.1,published=true", "leave"),

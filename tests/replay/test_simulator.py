@@ -16,7 +16,7 @@ from offramp.replay.simulator import Simulator
 from offramp.replay.trace import Trace, TraceMeta
 
 DEPTHS = (2, 4, 7, 9)
-COST = CostModel(DEPTHS, gamma=0.3, offload=0.7, head=0.05)
+COST = CostModel.in_layers(DEPTHS, gamma=0.3, offload=0.7, head=0.05)
 #: Cut 1 has no exit.
 EXITS = (0, 2, 3)
 ALPHAS = {0: 0.4, 2: 0.75}
@@ -57,7 +57,7 @@ def test_every_action_is_what_a_walk_gives(alpha: float | None) -> None:
             assert outcome.stopped[sample] == done.stage
             assert EXITS[outcome.column[sample]] == done.answer
             assert outcome.offloaded[sample] == done.sent
-            assert outcome.cost[sample] == COST.paid(done.stage, done.sent, len(done.seen))
+            assert outcome.cost[sample] == COST.paid(done.stage, done.sent, done.seen)
             assert simulator.observation(action, sample, alpha) == observed(trace, sample, done, COST)
 
 
@@ -100,8 +100,8 @@ def test_what_cannot_be_simulated() -> None:
             Simulator(drawn(), alpha=alpha)
     with pytest.raises(ConfigError, match=r"a threshold for each of the exits \(0, 2\), got 1"):
         Simulator(drawn(), alpha=(0.5,))
-    with pytest.raises(ConfigError, match="2 depths for 4 stages"):
-        Simulator(drawn(), CostModel((1, 2)))
+    with pytest.raises(ConfigError, match="2 stages, the trace of 4"):
+        Simulator(drawn(), CostModel.in_layers((1, 2)))
     for action in (Action(4), Action(-2), Action(1, (1,)), Action(0, (0,), watch=(2,)), Action(2, (7,))):
         with pytest.raises(ActionError, match="none that this edge can do"):
             Simulator(drawn()).outcome(action)

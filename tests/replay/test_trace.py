@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,21 @@ def test_accuracy_counts_samples_whose_label_is_known() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"prediction": np.zeros((3, 3), np.int32)}, r"prediction: expected int32 of shape \(3, 2\), got .*\(3, 3\)"),
+    (
+        {"prediction": np.zeros((3, 3), np.int32)},
+        r"prediction: expected int32 of shape \(3, 2\), a column for each of the exits \(0, 2\), got .*\(3, 3\)",
+    ),
+    ({"prediction": [[0, 0]] * 3}, "prediction: expected an array of int32, got list"),
+    ({"label": np.array(1, np.int32)}, r"expected .* of shape \(1, 2\)"),
     ({"prediction": np.zeros((3, 2), np.int64)}, "prediction: expected int32 .*, got int64"),
     ({"confidence": np.zeros((2, 2), np.float32)}, "confidence: expected float32"),
-    ({"confidence": np.full((3, 2), np.nan, np.float32)}, "confidence: values outside"),
-    ({"confidence": np.full((3, 2), 1.5, np.float32)}, "confidence: values outside"),
+    *(
+        (
+            {"confidence": np.array([[0, 1], [0.5, 0.5], [0.5, wrong]], np.float32)},
+            f"confidence: {wrong} of exit 2 on sample 2 is outside",
+        )
+        for wrong in (math.nan, math.inf, 1.5, -0.5)
+    ),
     ({"label": np.array([0, -2, 1], np.int32)}, "class indices below 0"),
     (
         {

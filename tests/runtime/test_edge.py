@@ -639,7 +639,7 @@ def test_a_fall_back_that_goes_on_is_paid_for_and_seen(make_edge, says):
 
 
 def test_given_costs_are_used(make_edge, tail, says):
-    cost = CostModel((1, 2, 3, 4), gamma=2.0, offload=7.0)
+    cost = CostModel.in_layers((1, 2, 3, 4), gamma=2.0, offload=7.0)
     assert make_edge(tail, FixedSplit(0), cost=cost).infer(says(UNSURE)).cost == 2.0 + 7.0
 
 
@@ -665,6 +665,12 @@ def test_what_only_a_replay_can_learn_from_is_refused(make_edge, tail):
         make_edge(tail, ISplitEE(published=True))
 
 
+@pytest.mark.parametrize("policy", ["i-splitee", ISplitEE, 3], ids=str)
+def test_what_is_no_policy_is_refused(make_edge, tail, policy):
+    with pytest.raises(ConfigError, match=r"expected a policy, such as FixedSplit\(0\) or make_policy\(NAME\)"):
+        make_edge(tail, policy)
+
+
 def test_labels_are_told_of_the_exits_that_ran_on_the_edge(make_edge, tail, says):
     policy = Script(Action(2, (2,), watch=(0,)), Action(0, (0,)), Action(3))
     edge = make_edge(tail, policy)
@@ -676,7 +682,7 @@ def test_labels_are_told_of_the_exits_that_ran_on_the_edge(make_edge, tail, says
 
 
 def test_heads_are_paid_for_where_they_cost(make_edge, tail, says):
-    cost = CostModel((1, 2, 3, 4), gamma=1.0, offload=10.0, head=0.1)
+    cost = CostModel.in_layers((1, 2, 3, 4), gamma=1.0, offload=10.0, head=0.1)
     actions = (
         Action(2, (2,), watch=(0,)),
         Action(2, (2,)),

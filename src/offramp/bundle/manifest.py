@@ -169,6 +169,11 @@ class Manifest(_Part):
         """The modes in which a cut may travel; "float" always."""
         return ("float", *(c.mode for c in self.codecs if c.cut == cut))
 
+    def sent_bytes(self, cut: int, mode: str) -> int:
+        """Bytes of one sample at a cut in a mode; as floats if the cut does not have it."""
+        codec = self.codec(cut, mode)
+        return sum(spec.bytes for spec in (self.cut(cut) if codec is None else codec.encoder.outputs))
+
     def graphs(self) -> tuple[Graph, ...]:
         """Every file of the bundle: stages, exits, codecs."""
         stages = [stage.graph for stage in self.stages]

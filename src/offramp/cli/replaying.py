@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from offramp.cli.costs import COST_HELP, number, parse_cost
 from offramp.cli.extras import needs_extra
-from offramp.cli.options import JsonOption
+from offramp.cli.options import JsonOption, SlowdownOption
 from offramp.errors import ConfigError
-from offramp.policy.cost import CostModel
 
 if TYPE_CHECKING:
     from offramp.replay.trace import Trace
@@ -42,11 +39,18 @@ def replay(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every policy, each in an order of its own.")] = 20,
     cost: Annotated[
         str,
-        typer.Option(
-            metavar="NAME=VALUE,...",
-            help="`gamma` per layer of depth, `offload` per cut sent, `head` per exit evaluated on the edge.",
-        ),
+        typer.Option(metavar="NAME=VALUE,...", help=COST_HELP),
     ] = "",
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            help="The link's rate, such as 10mbit: for measured cost and for `dynamic-split`, by the times and "
+            "bytes in the trace."
+        ),
+    ] = None,
+    delay: Annotated[str, typer.Option(help="Its delay one way, half of a round trip.")] = "0ms",
+    mode: Annotated[str, typer.Option(help="How cuts travel over it.")] = "float",
+    edge_slowdown: SlowdownOption = 1.0,
     alpha: Annotated[
         str | None,
         typer.Option(
@@ -77,10 +81,12 @@ def replay(
     published with what no edge can see is shown in that form as well.
     """
     from offramp.replay.comparisons import asked, comparisons
+    from offramp.replay.conditions import forecast_of
     from offramp.replay.replay import replay as replay_all
     from offramp.replay.scores import REWARDS
     from offramp.report.live import stage_progress
     from offramp.report.replaying import replay_figures, replay_table
+    from offramp.serving.link import parse_delay, parse_rate
 
     worth = next((known for known in REWARDS if known == reward), None)
     if reward is not None and worth is None:
@@ -90,6 +96,17 @@ def replay(
     learners = {name: make for wanted in policy or () for name, make in asked(wanted).items()}
     loaded = [_loaded(path, depths) for path in traces]
     policies = {**comparisons(loaded[0]), **learners}
+    forecast = None
+    if rate is not None:
+        forecast = forecast_of(
+            loaded[0].meta,
+            rate_bps=parse_rate(rate),
+            round_trip_ms=2e3 * parse_delay(delay),
+            slowdown=edge_slowdown,
+            mode=mode,
+        )
+    elif any(make(0).wants_forecast for make in learners.values()):
+        raise ConfigError("dynamic-split goes by the link: give its --rate, such as 10mbit, and its --delay")
     if out is not None:
         with needs_extra("replay --out", "report"):
             from offramp.report.regret import replay_picture
@@ -97,7 +114,8 @@ def replay(
         found = replay_all(
             loaded,
             policies,
-            cost=_cost(cost, loaded[0].meta.depths),
+            cost=parse_cost(cost, loaded[0].meta.depths),
+            forecast=forecast,
             alpha=_alpha(alpha),
             reward=worth,
             seeds=seeds,
@@ -132,33 +150,11 @@ def _loaded(path: Path, depths: str | None) -> Trace:
     return read_table(path, parse_depths(depths))
 
 
-def _cost(text: str, depths: tuple[int, ...]) -> CostModel:
-    given: dict[str, Any] = {}
-    known = [field.name for field in dataclasses.fields(CostModel) if field.name != "depths"]
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        if name not in known:
-            near = (difflib.get_close_matches(name, known, n=1, cutoff=0.3) or known)[0]
-            raise ConfigError(f"--cost has no {name!r}; did you mean {near!r}? Known: {', '.join(known)}")
-        given[name] = _number("--cost " + name, value)
-    return CostModel(depths, **given)
-
-
 def _alpha(text: str | None) -> float | tuple[float, ...] | None:
     if text is None:
         return None
-    found = tuple(_number("--alpha", part) for part in text.split(","))
+    found = tuple(number("--alpha", part) for part in text.split(","))
     return found[0] if len(found) == 1 else found
-
-
-def _number(what: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ConfigError(f"{what} is a number, not {text!r}")
-    return value
 
 
 def _write(out: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from offramp.cli.costs import COST_HELP, parse_cost
 from offramp.cli.extras import needs_extra
 from offramp.cli.options import BundleArgument, ServerOption, SlowdownOption
 from offramp.errors import ConfigError
@@ -79,8 +80,9 @@ def run(
     policy: Annotated[
         str,
         typer.Option(
-            help="`i-splitee`, `splitee`, `splitee-s`, `uee-ucb`, `cascade`, `random`, `edge-only`, "
-            "`server-only`, `split-K`, `split-K-all`."
+            metavar="NAME[,OPTION=VALUE...]",
+            help="`i-splitee`, `splitee`, `splitee-s`, `uee-ucb`, `dynamic-split`, `cascade`, `random`, "
+            "`edge-only`, `server-only`, `split-K`, `split-K-all`; options such as `i-splitee,audit=0.05`.",
         ),
     ] = "cascade",
     alpha: Annotated[
@@ -94,6 +96,7 @@ def run(
             "`offramp modes --write` found that it pays."
         ),
     ] = None,
+    cost: Annotated[str, typer.Option(metavar="NAME=VALUE,...", help=COST_HELP)] = "",
     edge_slowdown: SlowdownOption = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="For policies that draw.")] = 0,
     state: Annotated[
@@ -106,23 +109,30 @@ def run(
 
     Without --server everything is answered here. Exits with 1 if any input failed.
     """
+    from offramp.bundle.bundle import Bundle
     from offramp.connect import Edge
     from offramp.policy.memory import load_state, save_state
-    from offramp.policy.registry import make_policy
+    from offramp.policy.registry import make_policy, parse_policy
     from offramp.report.live import run_files
     from offramp.runtime.sources import find_inputs
     from offramp.serving.link import parse_rate
 
     bits = 0.0 if link_rate is None else parse_rate(link_rate)
-    files = find_inputs(inputs)
-    chosen = make_policy(policy, alpha=alpha, seed=seed)
+    files, loaded = find_inputs(inputs), Bundle.load(bundle)
+    name, options = parse_policy(policy)
+    if alpha is not None:
+        if "alpha" in options:
+            raise ConfigError(f"--alpha {alpha} and {policy!r} both name the gates' threshold; leave one out")
+        options["alpha"] = alpha
+    chosen = make_policy(name, seed=seed, **options)
     with (
         Edge(
-            bundle,
+            loaded,
             server=server,
             policy=chosen,
             deadline_ms=deadline_ms,
             link_mbps=bits / 1e6 or None,
+            cost=parse_cost(cost, [stage.depth for stage in loaded.manifest.stages]),
             slowdown=edge_slowdown,
         ) as edge,
         _sink(out) as sink,

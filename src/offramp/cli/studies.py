@@ -203,6 +203,39 @@ def uee(
     _say(*study_uee(UeeSettings(trace, parse_depths(depths), seeds, out), _console()))
 
 
+@reproduce.command()
+def live(
+    out: OutOption = EVIDENCE,
+    work: WorkOption = WORK,
+    images: Annotated[int, typer.Option(min=1, help="Test images per policy over each link.")] = 1000,
+    changing: Annotated[int, typer.Option(min=2, help="The same where the link changes half-way.")] = 600,
+    edge_slowdown: SlowdownOption = 30.0,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Links at once, each with a server and edge of its own.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="For the images' order.")] = 0,
+    quick: QuickOption = False,
+) -> None:
+    """Policies that adapt beside every fixed split, live: a real server, emulated links, a slowed edge.
+
+    I-SplitEE on measured cost, its discounted form, and dynamic split, over 1, 10 and 100 Mbit/s with 50, 20 and
+    5 ms round trip, and over a link that drops from 100 to 1 Mbit/s half-way. The network is MobileNetV2 with
+    exits behind a camera of 128 pixels; its weights lie in `$OFFRAMP_DATA/weights`, its exits are those of
+    `reproduce mobilenetv2` if that has run in the same --work, and are trained otherwise. Takes an hour.
+    """
+    with needs_extra("reproduce", "train"):
+        from offramp.reproduce.live_study import LiveStudy, study_live
+    from offramp.reproduce.live import LiveSettings
+
+    how = LiveSettings(
+        images=8 if quick else images,
+        changing=8 if quick else changing,
+        slowdown=edge_slowdown,
+        seed=seed,
+    )
+    _say(*study_live(LiveStudy(out, work, how, workers, quick), _console()))
+
+
 def _sparse(
     study: str, data: str, seeds: int, epochs: int | None, out: Path, workers: int | None, quick: bool
 ) -> None:

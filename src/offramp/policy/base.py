@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from offramp.bundle.manifest import travel_key
-from offramp.errors import ActionError, PolicyStateError
+from offramp.errors import ActionError, ConfigError, PolicyStateError
 from offramp.policy.cost import CostModel
+from offramp.policy.forecast import Forecast
 
-__all__ = ["Action", "Context", "Observation", "Policy"]
+__all__ = ["Action", "Context", "Observation", "Policy", "checked_alpha"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,10 @@ class Action:
 
 @dataclass(frozen=True)
 class Context:
-    """What a policy may know before it chooses; the same for every input of a run.
+    """What a policy may know before it chooses.
+
+    The same object for every input of a run, or until what was measured has changed: whoever keeps what follows
+    from a context makes it anew when another one comes.
 
     Attributes:
         splits: What this edge can do, ascending. −1 and splits before the last need a server.
@@ -48,6 +52,7 @@ class Context:
         cost: What things cost.
         gzip_below_mbps: As the bundle's tuning says.
         link_mbps: The link's rate in Mbit/s; None if nobody has said.
+        forecast: What stages, exits, link and server are expected to take; None if nobody has measured.
     """
 
     splits: tuple[int, ...]
@@ -59,6 +64,7 @@ class Context:
     cost: CostModel
     gzip_below_mbps: Mapping[str, float] = field(default_factory=dict)
     link_mbps: float | None = None
+    forecast: Forecast | None = None
 
     def action(self, split: int, exits: tuple[int, ...] = (), watch: tuple[int, ...] = ()) -> Action:
         """An action whose cut travels in the usual mode, compressed where that pays at the link's rate."""
@@ -120,12 +126,14 @@ class Policy(ABC):
         alpha: The gates' threshold; None takes the bundle's own.
         replay_only: Whether it learns from what nobody can see, and so plays on recorded traces only.
         constant: Whether the same context always brings the same action; a replay then asks once.
+        wants_forecast: Whether it chooses by `Context.forecast`, which is then kept up to date.
     """
 
     name: str = "policy"
     alpha: float | None = None
     replay_only: bool = False
     constant: bool = False
+    wants_forecast: bool = False
 
     @abstractmethod
     def choose(self, context: Context) -> Action:
@@ -155,3 +163,14 @@ class Policy(ABC):
         if value is None:
             raise ActionError(f"exit {exit_index} has no threshold in the bundle; give the policy an alpha")
         return value
+
+
+def checked_alpha(alpha: float | None) -> float | None:
+    """A gate's threshold, once it is what it can be.
+
+    Raises:
+        ConfigError: Outside [0, 1], or not a number.
+    """
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise ConfigError(f"alpha is a confidence between 0 and 1, not {alpha}")
+    return alpha

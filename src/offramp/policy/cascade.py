@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from offramp.errors import ConfigError
-from offramp.policy.base import Action, Context, Policy
+from offramp.policy.base import Action, Context, Policy, checked_alpha
 
 __all__ = ["ThresholdCascade"]
 
@@ -15,6 +15,9 @@ class ThresholdCascade(Policy):
         alpha: The gates' threshold; the bundle's own if left out.
         exits: The exits that may answer; all that the edge can evaluate if left out.
         split: How deep it goes at most; as deep as the edge can before the last exit if left out.
+
+    Raises:
+        ConfigError: α outside [0, 1], or a split below 0.
     """
 
     name = "cascade"
@@ -25,7 +28,7 @@ class ThresholdCascade(Policy):
     ) -> None:
         if split is not None and split < 0:
             raise ConfigError(f"a cascade's split is 0 or more, not {split}; ServerOnly sends the input")
-        self.alpha, self.exits, self.split = alpha, exits, split
+        self.alpha, self.exits, self.split = checked_alpha(alpha), exits, split
 
     def choose(self, context: Context) -> Action:
         """The deepest split before the last, with its exits; the last where there is no other."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from offramp.errors import ConfigError
-from offramp.policy.base import Action, Context, Policy
+from offramp.policy.base import Action, Context, Policy, checked_alpha
 
 __all__ = ["EdgeOnly", "FixedSplit", "ServerOnly"]
 
@@ -17,7 +17,7 @@ class FixedSplit(Policy):
         alpha: The gate's threshold; the bundle's own if left out.
 
     Raises:
-        ConfigError: A split below −1.
+        ConfigError: A split below −1, or α outside [0, 1].
     """
 
     constant = True
@@ -25,7 +25,7 @@ class FixedSplit(Policy):
     def __init__(self, split: int, *, gated: bool = True, alpha: float | None = None) -> None:
         if split < -1:
             raise ConfigError(f"a split is −1 (send the input) or more, not {split}")
-        self.split, self.gated, self.alpha = split, gated, alpha
+        self.split, self.gated, self.alpha = split, gated, checked_alpha(alpha)
         self.name = f"split {split}" if gated else f"split {split}, no gate"
 
     def choose(self, context: Context) -> Action:

@@ -26,6 +26,7 @@ class ISplitEE(SplitLearner):
 
     Args:
         alpha: α, the gates' threshold; None takes the bundle's own.
+        send_input: Whether sending the input is an arm too.
         mu: μ, the weight of cost.
         c: The weight of exploration.
         audit: ε.
@@ -45,6 +46,7 @@ class ISplitEE(SplitLearner):
         self,
         *,
         alpha: float | None = 0.5,
+        send_input: bool = False,
         mu: float = 1.0,
         c: float = 1.0,
         audit: float = 0.0,
@@ -53,7 +55,16 @@ class ISplitEE(SplitLearner):
         window: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(alpha=alpha, mu=mu, c=c, discount=discount, window=window, audit=audit, seed=seed)
+        super().__init__(
+            alpha=alpha,
+            send_input=send_input,
+            mu=mu,
+            c=c,
+            discount=discount,
+            window=window,
+            audit=audit,
+            seed=seed,
+        )
         if published and audit:
             raise ConfigError(f"a published policy sees every C_L already; leave out audit={audit} or published")
         self.replay_only = published
@@ -70,7 +81,7 @@ class ISplitEE(SplitLearner):
         final = self._final_or_estimate(k, action, observation) if k else None
         values: list[float | None] = []
         for i in range(k):
-            confidence = seen.get(arms[i])
+            confidence = seen.get(arms[i]) if arms[i] >= 0 else -1.0  # the input has no exit to be sure
             threshold, here, offloaded = gates[i]
             if confidence is None:
                 values.append(None)
@@ -86,7 +97,7 @@ class ISplitEE(SplitLearner):
         final = self._final(seen)
         if self.replay_only:
             return seen.hidden_final if final is None else final
-        if not self.audit or action.split == self._last:
+        if not self.audit or action.split in (-1, self._last):
             return final
         gate = seen.confidences.get(self.arms[k])
         if gate is None or gate < self._gates[k][0]:

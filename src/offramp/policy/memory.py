@@ -14,7 +14,7 @@ from offramp.config import Config
 from offramp.errors import PolicyStateError
 from offramp.policy.base import Policy
 
-__all__ = ["FORMAT", "DrawMemory", "LearnerMemory", "load_state", "recalled", "save_state"]
+__all__ = ["FORMAT", "DrawMemory", "LearnerMemory", "ShareMemory", "load_state", "recalled", "save_state"]
 
 FORMAT: Literal[1] = 1
 
@@ -52,7 +52,7 @@ class LearnerMemory(DrawMemory):
             played; null where nothing was shown.
     """
 
-    arms: tuple[Annotated[int, Field(ge=0)], ...]
+    arms: tuple[Annotated[int, Field(ge=-1)], ...]
     plays: _Count
     weight: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     counts: tuple[_Count, ...]
@@ -73,6 +73,32 @@ class LearnerMemory(DrawMemory):
             raise ValueError(f"{len(self.recent)} recent plays, {self.plays:g} counted, in a window of {window}")
         if any(len(values) > len(self.arms) for values in self.recent):
             raise ValueError(f"a recent play of more than {len(self.arms)} arms")
+        return self
+
+
+class ShareMemory(DrawMemory):
+    """How often exits were sure.
+
+    Attributes:
+        exits: The exits that were seen, ascending.
+        sure: Per exit how often it was sure, older inputs counting less.
+        seen: Per exit how often it was seen, the same.
+        kept: Inputs in a row that stayed on the edge.
+    """
+
+    exits: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    sure: tuple[_Count, ...] = ()
+    seen: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    kept: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _agree(self) -> ShareMemory:
+        if list(self.exits) != sorted(set(self.exits)):
+            raise ValueError(f"exits ascend, unlike {self.exits}")
+        if not len(self.exits) == len(self.sure) == len(self.seen):
+            raise ValueError(f"{len(self.sure)} and {len(self.seen)} values for {len(self.exits)} exits")
+        if any(sure > seen for sure, seen in zip(self.sure, self.seen, strict=True)):
+            raise ValueError("an exit was sure more often than it was seen")
         return self
 
 

@@ -17,7 +17,7 @@ class Problem:
     """What a replay plays on: per sample and arm what there is to see, per arm what it costs.
 
     Attributes:
-        arms: The exits by number, ascending, the last exit last.
+        arms: The exits by number, ascending, the last exit last; −1 before them if sending the input is an arm.
         prediction: (samples, arms) class indices.
         confidence: (samples, arms) C, in [0, 1].
         sure: (samples, arms) whether C reaches the arm's threshold; the last arm is always sure.
@@ -37,7 +37,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         columns = len(self.arms)
-        if not columns or list(self.arms) != sorted(set(self.arms)) or self.arms[0] < 0:
+        if not columns or list(self.arms) != sorted(set(self.arms)) or self.arms[0] < -1:
             raise TraceError(f"arms are exits by number, ascending, not {self.arms}")
         samples = len(self.confidence)
         wanted = {

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import ActionError
-from offramp.policy.base import Action, Context, Policy
+from offramp.policy.base import Action, Context, Policy, checked_alpha
 from offramp.policy.draws import uniform, uniforms
 from offramp.policy.memory import DrawMemory, recalled
 from offramp.policy.problem import Problem
@@ -23,12 +23,15 @@ class RandomArm(Policy):
     Args:
         alpha: The gates' threshold; the bundle's own if left out.
         seed: The draw's seed.
+
+    Raises:
+        ConfigError: α outside [0, 1].
     """
 
     name = "random"
 
     def __init__(self, *, alpha: float | None = None, seed: int = 0) -> None:
-        self.alpha, self.seed, self.step = alpha, seed, 0
+        self.alpha, self.seed, self.step = checked_alpha(alpha), seed, 0
 
     def choose(self, context: Context) -> Action:
         """A random arm."""

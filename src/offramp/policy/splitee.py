@@ -19,6 +19,7 @@ class SplitEE(SplitLearner):
 
     Args:
         alpha: α, the gates' threshold; None takes the bundle's own. The paper's are .7 to .85.
+        send_input: Whether sending the input is an arm too.
         mu: μ, the weight of cost.
         c: The weight of exploration.
         discount: What is left of everything known after each play; 1 forgets nothing.
@@ -35,12 +36,13 @@ class SplitEE(SplitLearner):
         self,
         *,
         alpha: float | None = 0.7,
+        send_input: bool = False,
         mu: float = 1.0,
         c: float = 1.0,
         discount: float = 1.0,
         window: int | None = None,
     ) -> None:
-        super().__init__(alpha=alpha, mu=mu, c=c, discount=discount, window=window)
+        super().__init__(alpha=alpha, send_input=send_input, mu=mu, c=c, discount=discount, window=window)
 
     def update(self, action: Action, observation: Observation) -> None:
         """Learns the reward of the arm played."""

@@ -15,6 +15,7 @@ class SplitEES(ISplitEE):
 
     Args:
         alpha: α, the gates' threshold; None takes the bundle's own. The paper's are .7 to .85.
+        send_input: Whether sending the input is an arm too.
         mu: μ, the weight of cost.
         c: The weight of exploration.
         audit: ε, as I-SplitEE has it.
@@ -33,6 +34,7 @@ class SplitEES(ISplitEE):
         self,
         *,
         alpha: float | None = 0.7,
+        send_input: bool = False,
         mu: float = 1.0,
         c: float = 1.0,
         audit: float = 0.0,
@@ -42,5 +44,13 @@ class SplitEES(ISplitEE):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            alpha=alpha, mu=mu, c=c, audit=audit, published=published, discount=discount, window=window, seed=seed
+            alpha=alpha,
+            send_input=send_input,
+            mu=mu,
+            c=c,
+            audit=audit,
+            published=published,
+            discount=discount,
+            window=window,
+            seed=seed,
         )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from offramp.errors import ConfigError
-from offramp.policy.base import Context, Observation
+from offramp.policy.base import Context, Observation, checked_alpha
 from offramp.policy.ucb import UpperConfidence
 
 __all__ = ["SplitLearner"]
+
+#: What stands for the confidence of an exit where there is none.
+_UNSURE = -1.0
 
 
 class SplitLearner(UpperConfidence):
@@ -19,22 +21,24 @@ class SplitLearner(UpperConfidence):
     last arm never offloads: reward C_L − μ·γ·ℓ_L. What an arm costs is what the edge's `CostModel` says that it
     pays, the heads that it runs included.
 
+    The papers' arms have an exit each. With `send_input`, sending the input is one more arm, −1: it runs nothing,
+    always offloads, and its reward is C_L − μ·o.
+
     An offload that brings no answer is beyond the papers: the arm is rewarded with the confidence of the
     answer that was given instead, less the cost that was paid.
 
     Args:
         alpha: α, the gates' threshold; None takes the bundle's own.
+        send_input: Whether sending the input is an arm too, where there is a server.
         options: As `UpperConfidence` takes them.
 
     Raises:
         ConfigError: α outside [0, 1], or what `UpperConfidence` refuses.
     """
 
-    def __init__(self, *, alpha: float | None, **options: Any) -> None:
+    def __init__(self, *, alpha: float | None, send_input: bool = False, **options: Any) -> None:
         super().__init__(**options)
-        if alpha is not None and not 0 <= alpha <= 1:
-            raise ConfigError(f"alpha is a confidence between 0 and 1, not {alpha}")
-        self.alpha = alpha
+        self.alpha, self.send_input = checked_alpha(alpha), send_input
         self._last = -1
         #: Per arm its threshold, μ times the cost of answering on the edge, and of offloading.
         self._gates: tuple[tuple[float, float, float], ...] = ()
@@ -42,12 +46,16 @@ class SplitLearner(UpperConfidence):
     def _begin(self, context: Context) -> None:
         super()._begin(context)
         self._last = context.last
-        # The last exit answers however sure it is.
-        thresholds = (-math.inf if k == context.last else self.threshold(context, k) for k in self.arms)
+        # The last exit answers however sure it is, and the input has no exit.
+        always = {context.last: -math.inf, -1: math.inf}
+        thresholds = (always[k] if k in always else self.threshold(context, k) for k in self.arms)
         self._gates = tuple((alpha, *pay) for alpha, pay in zip(thresholds, self._pays, strict=True))
 
     def _settings(self) -> dict[str, float | int | bool | None]:
-        return {**super()._settings(), "alpha": self.alpha}
+        return {**super()._settings(), "alpha": self.alpha, "send_input": self.send_input}
+
+    def _arms_of(self, context: Context) -> tuple[int, ...]:
+        return (-1, *context.arms) if self.send_input and -1 in context.splits else context.arms
 
     def _final(self, seen: Observation) -> float | None:
         """C_L where it was seen: only an answer of the last exit shows its confidence."""
@@ -55,7 +63,7 @@ class SplitLearner(UpperConfidence):
 
     def _reward(self, k: int, seen: Observation) -> float | None:
         """The reward of the arm played, by its place; None where its exit was not evaluated."""
-        own = seen.confidences.get(self.arms[k])
+        own = seen.confidences.get(self.arms[k]) if self.arms[k] >= 0 else _UNSURE
         threshold, here, offloaded = self._gates[k]
         if own is not None and own >= threshold:
             return own - here

@@ -172,6 +172,12 @@ class UpperConfidence(Policy):
         self._context = None  # its arms are compared with these
         self.seed, self.step = memory.seed, memory.step
 
+    def forget(self) -> None:
+        """Starts anew, as if nothing had been played; only the draws of audits go on."""
+        self.plays, self._weight = 0.0, 1.0
+        self._know((0.0,) * len(self.arms), (0.0,) * len(self.arms))
+        self._recent.clear()
+
     # --- what an algorithm says about itself ---------------------------------------------------------
 
     def _settings(self) -> dict[str, float | int | bool | None]:
@@ -182,32 +188,37 @@ class UpperConfidence(Policy):
         """The problem whose confidences are what this learner is rewarded with."""
         return problem
 
+    def _arms_of(self, context: Context) -> tuple[int, ...]:
+        return context.arms
+
     def _action(self, context: Context, arm: int) -> Action:
         """The papers' arm: its exit may answer; heads on the way are run for what they show."""
-        watch = tuple(i for i in self.arms if i < arm) if self.watches else ()
+        watch = tuple(i for i in self.arms if 0 <= i < arm) if self.watches else ()
         return context.action(arm, context.gate(arm), watch)
 
     def _without_gate(self, context: Context, arm: int) -> Action:
         here = context.gate(arm)
-        return context.action(arm, (), tuple(i for i in self.arms if i < arm or i in here))
+        return context.action(arm, (), tuple(i for i in self.arms if 0 <= i < arm or i in here))
 
     # --- learning ------------------------------------------------------------------------------------
 
     def _begin(self, context: Context) -> None:
         if not context.arms:
             raise ActionError(f"{self.name} needs a split with an exit, or the last stage on the edge")
-        if self.arms and context.arms != self.arms:
-            raise ActionError(f"this {self.name} has learned about arms {self.arms}; this edge has {context.arms}")
+        arms = self._arms_of(context)
+        if self.arms and arms != self.arms:
+            raise ActionError(f"this {self.name} has learned about arms {self.arms}; this edge has {arms}")
         if not self.arms:
-            self.arms = context.arms
-            self._know((0.0,) * len(self.arms), (0.0,) * len(self.arms))
+            self.arms = arms
+            self.forget()
         self._place = {arm: i for i, arm in enumerate(self.arms)}
         self._actions = tuple(self._action(context, arm) for arm in self.arms)
         self._audits = tuple(self._without_gate(context, arm) for arm in self.arms)
-        heads = [i + 1 if self.watches else 1 for i in range(len(self.arms))]
+        pays = context.cost.paid
+        heads = [tuple(e for e in arms if 0 <= e <= arm and (self.watches or e == arm)) for arm in arms]
         self._pays = tuple(
-            (self.mu * context.cost.paid(arm, False, n), self.mu * context.cost.paid(arm, True, n))
-            for arm, n in zip(self.arms, heads, strict=True)
+            (self.mu * pays(arm, False, h), self.mu * pays(arm, True, h))
+            for arm, h in zip(arms, heads, strict=True)
         )
         self._context = context
 

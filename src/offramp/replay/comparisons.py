@@ -6,9 +6,8 @@ import inspect
 from functools import partial
 from typing import Any
 
-from offramp.errors import ConfigError
 from offramp.policy.base import Policy
-from offramp.policy.registry import POLICIES, make_policy
+from offramp.policy.registry import POLICIES, make_policy, parse_policy
 from offramp.replay.play import Maker
 from offramp.replay.trace import Trace
 
@@ -42,33 +41,22 @@ def asked(wanted: str) -> dict[str, Maker]:
     policy asked for with both is refused.
 
     Args:
-        wanted: Such as `i-splitee`, `split-1`, `i-splitee,audit=0.05`, `splitee,window=500`.
+        wanted: As `parse_policy` takes it, such as `i-splitee,audit=0.05`.
 
     Raises:
         ConfigError: An unknown name or option, for which the nearest is given, or a value that cannot be.
+        MissingExtraError: What a drift detector needs is not installed.
     """
-    name, *rest = wanted.split(",")
-    options: dict[str, Any] = dict(_option(part) for part in rest)
+    name, options = parse_policy(wanted)
     make_policy(name, **options)
     found: dict[str, Maker] = {wanted: partial(_made, name, options)}
     kind = POLICIES.get(name)
     if kind is not None and "published" in inspect.signature(kind).parameters and "published" not in options:
         plain = {key: value for key, value in options.items() if key != "audit"}
-        typed = ",".join([name, *(part for part in rest if not part.startswith("audit=")), "published=true"])
+        kept = [part for part in wanted.split(",")[1:] if not part.startswith("audit=")]
+        typed = ",".join([name, *kept, "published=true"])
         found[typed] = partial(_made, name, {**plain, "published": True})
     return found
-
-
-def _option(part: str) -> tuple[str, float | int | bool]:
-    name, _, text = part.partition("=")
-    if text.lower() in ("true", "false"):
-        return name, text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return name, kind(text)
-        except ValueError:
-            continue
-    raise ConfigError(f"an option of a policy is NAME=VALUE with a number, true or false, not {part!r}")
 
 
 def _made(name: str, options: dict[str, Any], seed: int) -> Policy:

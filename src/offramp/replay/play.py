@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from offramp.errors import MissingExtraError
 from offramp.policy.base import Action, Policy
 from offramp.policy.problem import Problem
+from offramp.policy.splitting import SplitLearner
 from offramp.policy.ucb import UpperConfidence
 from offramp.replay.simulator import Simulator
 
@@ -110,7 +111,8 @@ def _compiled(
 ) -> Plays:
     learner = policy if isinstance(policy, UpperConfidence) else None
     watches = learner is not None and learner.watches
-    problem = simulator.problem(alpha, watches=watches)
+    send_input = isinstance(policy, SplitLearner) and policy.send_input
+    problem = simulator.problem(alpha, watches=watches, send_input=send_input)
     chosen = policy.replay(problem, orders, seed)
     actions = [simulator.arm(k, watches=watches) for k in problem.arms]
     if learner is not None and learner.audit:

@@ -81,8 +81,16 @@ def record(
         exit_ms=tuple(exit_ms),
         stage_macs=tuple(stage.graph.macs for stage in manifest.stages),
         exit_macs=tuple(0 if head is None else head.macs for head in heads),
+        stage_weights=tuple(stage.graph.parameters for stage in manifest.stages),
+        exit_weights=tuple(0 if head is None else head.parameters for head in heads),
         depths=tuple(stage.depth for stage in manifest.stages),
-        cut_bytes={mode: tuple(_bytes(stages, cut, mode) for cut in range(-1, manifest.last)) for mode in modes},
+        cut_bytes={
+            mode: tuple(
+                manifest.sent_bytes(cut, mode) if mode in manifest.modes(cut) else None
+                for cut in range(-1, manifest.last)
+            )
+            for mode in modes
+        },
     )
     return Trace(
         np.stack([p.argmax(axis=1) for p in said], axis=1).astype(np.int32),
@@ -102,9 +110,3 @@ def _times(stages: Stages, exits: tuple[int, ...], tensors: list[Array]) -> tupl
         if i in exits and i < last:
             exit_ms.append(stages.exit(i, tensors)[1])
     return stage_ms, [*exit_ms, 0.0]
-
-
-def _bytes(stages: Stages, cut: int, mode: str) -> int | None:
-    if mode not in stages.bundle.manifest.modes(cut):
-        return None
-    return sum(spec.bytes for spec in stages.wire(cut, mode))

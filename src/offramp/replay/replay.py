@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import ConfigError, TraceError
-from offramp.policy.cost import CostModel
+from offramp.policy.cost import CostModel, MeasuredCost
+from offramp.policy.forecast import Forecast
 from offramp.replay.play import Maker, play
 from offramp.replay.scores import Played, Reward, Scores
 from offramp.replay.simulator import Simulator
@@ -51,7 +52,8 @@ def replay(
     traces: Sequence[Trace],
     policies: Mapping[str, Maker],
     *,
-    cost: CostModel | None = None,
+    cost: CostModel | MeasuredCost | None = None,
+    forecast: Forecast | None = None,
     alpha: float | tuple[float, ...] | None = None,
     reward: Reward | None = None,
     seeds: int = 20,
@@ -67,7 +69,10 @@ def replay(
     Args:
         traces: With the same exits and depths each.
         policies: By name, from a seed.
-        cost: What things cost; the papers' units at the traces' depths if left out.
+        cost: What things cost, or what is weighed of what the forecast says; the papers' units at the traces'
+            depths if left out.
+        forecast: What stages and the link take, as `forecast_of` makes it; for measured cost, and for policies
+            that choose by it.
         alpha: The threshold of every early exit, or one each, for policies that bring none; 0.5 if left out, or
             0 where there are no confidences.
         reward: What an answer is worth; its confidence where there are confidences, if left out.
@@ -76,18 +81,29 @@ def replay(
         on_runs: Told how many runs of any policy have been played since it was last told.
 
     Raises:
-        ConfigError: No traces or policies, fewer than one run, or thresholds, costs or rewards that cannot be.
+        ConfigError: No traces or policies, what makes no policy, fewer than one run, or thresholds, costs or
+            rewards that cannot be.
         TraceError: Traces that do not go together or have no early exit, fewer samples than exits, rewards of
             accuracy without labels, or a policy that asks for confidences where there are none.
         ActionError: A policy that chose what no edge with these exits can do.
     """
     if not traces or not policies:
         raise ConfigError("a replay needs at least one trace and one policy")
+    for name, make in policies.items():
+        if not callable(make):
+            raise ConfigError(f"{name!r} is to be a function that makes a policy from a seed, not {make!r}")
     if seeds < 1 or seed < 0:
         raise ConfigError(f"a replay needs at least one run, and seeds from 0; not {seeds} and {seed}")
     trace, lengths = _joined(traces), tuple(map(len, traces))
     chosen_alpha = alpha if alpha is not None else 0.0 if trace.confidence is None else 0.5
-    simulator = Simulator(trace, cost, chosen_alpha)
+    if isinstance(cost, MeasuredCost):
+        if forecast is None:
+            raise ConfigError(
+                "cost measured in latency, payload and energy needs to know the link (--rate): a forecast, as "
+                "`forecast_of` makes it"
+            )
+        cost = cost.prices(forecast).model(forecast)
+    simulator = Simulator(trace, cost, chosen_alpha, forecast)
     scores = Scores(simulator, lengths, reward)
     orders = _orders(lengths, seeds, seed)
     played = []

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from offramp.errors import ActionError, ConfigError, TraceError
 from offramp.policy.base import Action, Context, Observation
 from offramp.policy.cost import CostModel
+from offramp.policy.forecast import Forecast
 from offramp.policy.problem import Problem
 from offramp.replay.trace import Trace
 
@@ -47,6 +48,7 @@ class Simulator:
         cost: What things cost; the papers' units at the trace's depths if left out.
         alpha: The threshold of every early exit, or one per exit of the trace but the last, for policies that
             bring none. A trace without confidences takes 0 alone, at which every exit is sure.
+        forecast: What stages and the link take, for policies that choose by it.
 
     Attributes:
         context: What policies may know before they choose.
@@ -58,7 +60,11 @@ class Simulator:
     """
 
     def __init__(
-        self, trace: Trace, cost: CostModel | None = None, alpha: float | tuple[float, ...] = 0.5
+        self,
+        trace: Trace,
+        cost: CostModel | None = None,
+        alpha: float | tuple[float, ...] = 0.5,
+        forecast: Forecast | None = None,
     ) -> None:
         early, stages = trace.meta.exits[:-1], len(trace.meta.depths)
         if not early:
@@ -74,9 +80,9 @@ class Simulator:
             raise ConfigError(
                 f"no exit can reach a threshold of {alpha}: this trace has no confidences; leave it out"
             )
-        cost = cost or CostModel(trace.meta.depths)
-        if len(cost.depths) != stages:
-            raise ConfigError(f"the cost model has {len(cost.depths)} depths for {stages} stages")
+        cost = cost or CostModel.in_layers(trace.meta.depths)
+        if len(cost.stages) != stages:
+            raise ConfigError(f"the cost model is one of {len(cost.stages)} stages, the trace of {stages}")
         self._alphas = dict(zip(early, alphas, strict=True))
         self.trace = trace
         self.context = Context(
@@ -87,6 +93,7 @@ class Simulator:
             modes={},
             mode="float",
             cost=cost,
+            forecast=forecast,
         )
         self._columns = {e: column for column, e in enumerate(trace.meta.exits)}
         self._outcomes: dict[tuple[Action, float | None], Outcome] = {}
@@ -151,21 +158,37 @@ class Simulator:
         watch = tuple(i for i in self.context.exits if (watches and i < k) or (audited and i in gate))
         return self.context.action(k, () if audited else gate, watch)
 
-    def problem(self, alpha: float | None = None, *, watches: bool = False) -> Problem:
-        """The papers' arms as arrays, for policies that bring a compiled form; as `outcome` and `arm`."""
+    def problem(self, alpha: float | None = None, *, watches: bool = False, send_input: bool = False) -> Problem:
+        """The papers' arms as arrays, for policies that bring a compiled form; as `outcome` and `arm`.
+
+        Args:
+            alpha: The policy's threshold; None takes the context's.
+            watches: Whether the exits on the way are run for what they show.
+            send_input: Whether sending the input is an arm too, −1, whose exit is never sure.
+        """
         context, trace = self.context, self.trace
         arms, ones = context.arms, np.ones(trace.prediction.shape, np.bool_)
-        heads = [i + 1 if watches else 1 for i in range(len(arms))]
+        if send_input:
+            arms = (-1, *arms)
+        heads = [self.heads(self.arm(k, watches=watches)) for k in arms]
         here, sent = (
-            np.array([context.cost.paid(k, offloaded, n) for k, n in zip(arms, heads, strict=True)])
+            np.array([context.cost.paid(k, offloaded, h) for k, h in zip(arms, heads, strict=True)])
             for offloaded in (False, True)
         )
         sure = ones.copy()
         for column, exit_index in enumerate(context.exits):
             sure[:, column] = self._sure(exit_index, alpha)
         # Exits whose confidence nobody knows are taken at their word: at α = 0 they are sure whatever it is.
-        confidence = ones if trace.confidence is None else trace.confidence
-        return Problem(arms, trace.prediction, confidence.astype(np.float64), sure, here, sent)
+        confidence = (ones if trace.confidence is None else trace.confidence).astype(np.float64)
+        prediction = trace.prediction
+        if send_input:
+            before = ((0, 0), (1, 0))
+            prediction, confidence, sure = (
+                np.pad(prediction, before),
+                np.pad(confidence, before),
+                np.pad(sure, before),
+            )
+        return Problem(arms, prediction, confidence, sure, here, sent)
 
     def sent_bytes(self, action: Action) -> int:
         """Bytes of an action's cut as floats; 0 where nobody measured."""
@@ -199,7 +222,7 @@ class Simulator:
         offloaded = going if action.split < context.last else np.zeros(n, np.bool_)
         cost = np.empty(n)
         for stage in np.unique(stopped).tolist():
-            heads = sum(e <= stage for e in self.heads(action))
+            heads = [e for e in self.heads(action) if e <= stage]
             for sent in (False, True):
                 cost[(stopped == stage) & (offloaded == sent)] = context.cost.paid(stage, sent, heads)
         if any(e > action.split for e in action.exits):  # then the server's exits answer as they are tuned

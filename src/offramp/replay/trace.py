@@ -52,10 +52,12 @@ class TraceMeta(Config):
         exits: Per column of the trace, which exit it is; the last one is the network's own output.
         depths: Per stage ℓ, the layers on the path to its end.
         stage_ms: Per stage, the median milliseconds of one sample on the machine that traced; empty where nobody
-            measured, as the three that follow.
+            measured, as the five that follow.
         exit_ms: Per column, the head's milliseconds; 0 for the last.
         stage_macs: Per stage, multiply-accumulates of one sample.
         exit_macs: Per column, the head's.
+        stage_weights: Per stage, the weights that it reads.
+        exit_weights: Per column, the head's.
         cut_bytes: Per mode, the bytes of each cut, the input (cut −1) first; None where a cut lacks the mode.
     """
 
@@ -71,6 +73,8 @@ class TraceMeta(Config):
     exit_ms: tuple[_Ms, ...] = ()
     stage_macs: tuple[_Count, ...] = ()
     exit_macs: tuple[_Count, ...] = ()
+    stage_weights: tuple[_Count, ...] = ()
+    exit_weights: tuple[_Count, ...] = ()
     cut_bytes: dict[str, tuple[_Count | None, ...]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -88,6 +92,8 @@ class TraceMeta(Config):
             ("exit_ms", columns),
             ("stage_macs", stages),
             ("exit_macs", columns),
+            ("stage_weights", stages),
+            ("exit_weights", columns),
         ):
             if len(getattr(self, name)) not in (0, wanted):
                 raise ValueError(f"{name} holds {len(getattr(self, name))} values, not {wanted}")
@@ -117,7 +123,7 @@ class Trace:
     meta: TraceMeta
 
     def __post_init__(self) -> None:
-        n, columns = len(self.label), len(self.meta.exits)
+        n, columns = np.size(self.label), len(self.meta.exits)
         wanted: dict[str, tuple[Any, tuple[int, ...]]] = {
             "prediction": (np.int32, (n, columns)),
             "confidence": (np.float32, (n, columns)),
@@ -127,14 +133,23 @@ class Trace:
             array = getattr(self, name)
             if array is None:
                 continue
+            if not isinstance(array, np.ndarray):
+                raise TraceError(f"{name}: expected an array of {np.dtype(dtype)}, got {type(array).__name__}")
             if array.dtype != dtype or array.shape != shape:
+                per = "" if name == "label" else f", a column for each of the exits {self.meta.exits}"
                 raise TraceError(
-                    f"{name}: expected {np.dtype(dtype)} of shape {shape}, got {array.dtype} of {array.shape}"
+                    f"{name}: expected {np.dtype(dtype)} of shape {shape}{per}, got {array.dtype} of {array.shape}"
                 )
         if not n:
             raise TraceError("a trace needs at least one sample")
-        if self.confidence is not None and not ((self.confidence >= 0) & (self.confidence <= 1)).all():
-            raise TraceError("confidence: values outside [0, 1], or not finite")
+        if self.confidence is not None:
+            wrong = np.argwhere(~((self.confidence >= 0) & (self.confidence <= 1)))
+            if len(wrong):
+                sample, column = wrong[0].tolist()
+                raise TraceError(
+                    f"confidence: {self.confidence[sample, column]} of exit {self.meta.exits[column]} on sample "
+                    f"{sample} is outside [0, 1]"
+                )
         if self.prediction.min() < 0 or self.label.min() < -1:
             raise TraceError("prediction or label: class indices below 0")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def replay_figures(found: Replay) -> dict[str, Any]:
         "seed": found.seed,
         "alpha": found.alpha,
         "reward": found.reward,
-        "cost": {"depths": list(cost.depths), "gamma": cost.gamma, "offload": cost.offload, "head": cost.head},
+        "cost": asdict(cost),
         "best_fixed_arm": found.best,
         "arm_rewards": {str(k): value for k, value in found.arm_rewards.items()},
         "steps": found.steps.tolist(),
@@ -107,7 +108,7 @@ def _span(runs: NDArray[np.float64], digits: int) -> str:
 
 
 def _caption(found: Replay) -> str:
-    cost, metas = found.cost, [trace.meta for trace in found.traces]
+    cost = found.cost
     samples = ", then ".join(
         f"{len(trace):,} samples of {trace.meta.data or trace.meta.bundle}"
         + (f" ({trace.meta.distortion})" if trace.meta.distortion else "")
@@ -115,12 +116,9 @@ def _caption(found: Replay) -> str:
     )
     worth = "the answering exit's confidence" if found.reward == "confidence" else "1 if right"
     gates = "" if found.traces[0].confidence is None else f"; gates at {_alphas(found.alpha)}"
-    head = f" + {cost.head:g}·heads" if cost.head else ""
-    sent = f" + {cost.offload:g} if offloaded" if any(played.offloaded.any() for played in found.played) else ""
     return (
         f"{samples}; {found.seeds} runs, each in an order of its own: mean ± half of the 95 % interval. Cost "
-        f"{cost.gamma:.4g}·depth{head}{sent}, depths "
-        f"{', '.join(str(cost.depths[k]) for k in metas[0].exits)}{gates}. Reward: {worth}, less the cost; regret "
+        f"{cost.words}{gates}. Reward: {worth}, less the cost; regret "
         f"against always split {found.best}, the best fixed arm: expected rewards, summed over the run"
     )
 

@@ -29,7 +29,13 @@ Outcome = dict[str, Any]
 
 
 def run_jobs(
-    jobs: Sequence[Job], run: Callable[[Job], Outcome], *, record: Path, workers: int, console: Console
+    jobs: Sequence[Job],
+    run: Callable[[Job], Outcome],
+    *,
+    record: Path,
+    workers: int,
+    console: Console,
+    what: str = "training",
 ) -> list[Outcome]:
     """Every job's outcome, in the order of the jobs.
 
@@ -42,6 +48,7 @@ def run_jobs(
         record: The file of finished jobs.
         workers: Processes.
         console: Where progress is shown.
+        what: A job in one word.
 
     Raises:
         ConfigError: Fewer than one worker, or a record that cannot be written or read.
@@ -53,12 +60,12 @@ def run_jobs(
     found, whole = _recorded(record)
     waiting = {key: job for key, job in zip(keys, jobs, strict=True) if key not in found}
     if len(waiting) < len(set(keys)):
-        console.print(f"{len(set(keys)) - len(waiting)} of {len(set(keys))} trainings found in {record}")
+        console.print(f"{len(set(keys)) - len(waiting)} of {len(set(keys))} {what}s found in {record}")
     if waiting:  # before the first training: a record that cannot be written loses none
         _append(record, "" if whole else "\n")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress, closing(_finished(waiting, run, workers)) as finished:
-        task = progress.add_task("training", total=len(waiting))
+        task = progress.add_task(what, total=len(waiting))
         for key, outcome in finished:
             found[key] = outcome
             _append(record, json.dumps({"job": json.loads(key), "outcome": outcome}) + "\n")

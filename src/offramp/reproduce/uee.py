@@ -87,7 +87,7 @@ def study_uee(settings: UeeSettings, console: Console) -> tuple[list[str], list[
         TraceError: A table that cannot be read, or has no true classes.
     """
     trace = read_table(_path(settings.trace), settings.depths)
-    cost = CostModel(settings.depths, gamma=1 / settings.depths[-1])
+    cost = CostModel.in_layers(settings.depths, gamma=1 / settings.depths[-1])
     facts = exit_facts(trace, cost)
     policies: dict[str, Maker] = {
         **comparisons(trace, offload=False),
@@ -118,7 +118,7 @@ def exit_facts(trace: Trace, cost: CostModel) -> list[dict[str, Any]]:
     return [
         {
             "exit": e,
-            "depth": cost.depths[e],
+            "depth": trace.meta.depths[e],
             "cost": cost.paid(e, False),
             "error": float(error[e]),
             "better_than_first": float(error[0] - error[e]),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from offramp.bundle.bundle import Bundle
-from offramp.bundle.feed import by_name, example
+from offramp.bundle.feed import by_name
 from offramp.bundle.manifest import TensorSpec
 from offramp.bundle.preprocessing import preprocess
 from offramp.errors import (
@@ -27,9 +27,10 @@ from offramp.errors import (
     StageError,
 )
 from offramp.policy.base import Action, Context, Policy
-from offramp.policy.cost import CostModel
+from offramp.policy.cost import CostModel, MeasuredCost
 from offramp.policy.fixed import EdgeOnly
 from offramp.runtime.breaker import CircuitBreaker
+from offramp.runtime.conditions import Conditions
 from offramp.runtime.gate import Belief, Gate
 from offramp.runtime.result import Latency, Result, Status, Where
 from offramp.runtime.sources import Broken
@@ -51,9 +52,10 @@ class Edge:
         policy: Chooses for each input; `EdgeOnly()` if left out.
         deadline_ms: The time that one input may take. An offload gets what is left of it, less what the edge
             would need to reach its next exit if it had to.
-        cost: What things cost; the papers' units at the bundle's depths if left out.
-        link_mbps: The rate of the link to the server in Mbit/s: policies compress cuts where that pays. None
-            leaves them as they are.
+        cost: What things cost, or what is weighed where cost is measured; the papers' units at the bundle's
+            depths if left out.
+        link_mbps: The rate of the link to the server in Mbit/s, where estimates of it begin; policies compress
+            cuts where that pays. None leaves them as they are.
         threads: Threads per session.
         slowdown: Emulates a device this many times slower; for experiments.
         breaker: The circuit breaker before the server.
@@ -62,7 +64,7 @@ class Edge:
 
     Raises:
         BundleError: The bundle cannot be trusted or read.
-        ConfigError: A deadline that is not positive, or a policy that plays in replays only.
+        ConfigError: A deadline that is not positive, no policy, or one that plays in replays only.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Edge:
         policy: Policy | None = None,
         *,
         deadline_ms: float = 1000.0,
-        cost: CostModel | None = None,
+        cost: CostModel | MeasuredCost | None = None,
         link_mbps: float | None = None,
         threads: int = 1,
         slowdown: float = 1.0,
@@ -86,6 +88,8 @@ class Edge:
             raise ConfigError(f"link_mbps must be above 0, not {link_mbps}")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.policy = policy or EdgeOnly()
+        if not isinstance(self.policy, Policy):
+            raise ConfigError(f"expected a policy, such as FixedSplit(0) or make_policy(NAME), got {policy!r}")
         if self.policy.replay_only:
             raise ConfigError(
                 f"{self.policy.name} learns from what only a replay knows (published); make it without, with audit"
@@ -96,21 +100,25 @@ class Edge:
         self._manifest = self.bundle.manifest
         self._stages = Stages(self.bundle, threads=threads, slowdown=slowdown, clock=clock, sleep=sleep)
         self._gate = Gate(self.bundle.tuning)
-        held, last = self.bundle.held, self._manifest.last
-        depths = tuple(stage.depth for stage in self._manifest.stages)
+        held, last, tuning = self.bundle.held, self._manifest.last, self.bundle.tuning
+        exits = tuple(i for i in range(min(held, last)) if self._manifest.exits[i] is not None)
+        units = cost or CostModel.in_layers([stage.depth for stage in self._manifest.stages])
+        self._conditions = Conditions(self._stages, exits, units, link_mbps)
+        #: Milliseconds per stage, a running mean; what an offload must leave for the way back.
+        self.stage_ms = self._conditions.stage_ms
+        self._watches_conditions = self.policy.wants_forecast or isinstance(cost, MeasuredCost)
         self.context = Context(
             splits=tuple(range(-1, held)) if server is not None else (held - 1,),
-            exits=tuple(i for i in range(min(held, last)) if self._manifest.exits[i] is not None),
+            exits=exits,
             last=last,
-            thresholds=self.bundle.tuning.thresholds,
+            thresholds=tuning.thresholds,
             modes={cut: self._manifest.modes(cut) for cut in range(-1, min(held, last))},
-            mode=self.bundle.tuning.mode,
-            cost=cost or CostModel(depths),
-            gzip_below_mbps=self.bundle.tuning.gzip_below_mbps,
+            mode=tuning.mode,
+            cost=self._conditions.cost,
+            gzip_below_mbps=tuning.gzip_below_mbps,
             link_mbps=link_mbps,
+            forecast=self._conditions.forecast,
         )
-        #: Milliseconds per stage, a running mean; what an offload must leave for the way back.
-        self.stage_ms = self._warm_up()
 
     def __enter__(self) -> Self:
         return self
@@ -152,6 +160,8 @@ class Edge:
             StageError: ONNX Runtime failed.
         """
         trip = Trip(self._clock(), self._prepared(x))
+        if self._watches_conditions:
+            self.context = self._conditions.renewed(self.context)
         action = self.policy.choose(self.context)
         self._check_action(action)
         answer = self._along(trip, action)
@@ -163,7 +173,7 @@ class Edge:
             answer, where = self._fall_back(trip), "edge"
             status = "failed" if answer is None else "degraded"
         total_ms = self._spent_ms(trip)
-        cost = self.context.cost.paid(trip.stage, trip.sent, trip.heads)
+        cost = self._conditions.paid(trip, total_ms)
         self.policy.update(action, trip.observation(answer, self.context.last, total_ms, cost))
         latency = Latency(total_ms, trip.edge_ms, trip.link_ms, trip.server_ms)
         belief = None if answer is None else trip.beliefs[answer]
@@ -226,7 +236,7 @@ class Edge:
         trip.tensors, spent = self._stages.stage(trip.stage + 1, trip.tensors)
         trip.stage += 1
         trip.edge_ms += spent
-        self.stage_ms[trip.stage] += 0.1 * (spent - self.stage_ms[trip.stage])
+        self._conditions.ran_stage(trip.stage, spent)
         if trip.stage == self.context.last:
             trip.beliefs[trip.stage] = self._gate.belief(trip.stage, trip.tensors[0][0])
         elif trip.stage in self.context.exits:
@@ -235,6 +245,7 @@ class Edge:
     def _evaluate(self, trip: Trip, index: int, tensors: list[Array]) -> Belief:
         logits, spent = self._stages.exit(index, tensors)
         trip.edge_ms += spent
+        self._conditions.ran_exit(index, spent)
         trip.beliefs[index] = self._gate.belief(index, logits[0])
         return trip.beliefs[index]
 
@@ -261,7 +272,7 @@ class Edge:
             trip.reserved = -1
             trip.error = f"no time left of {self.deadline_ms:g} ms to ask the server"
             return None
-        trip.sent, trip.payload_bytes = True, sum(t.nbytes for t in packed)
+        trip.sent_cut, trip.payload_bytes = trip.stage, sum(t.nbytes for t in packed)
         sent = self._clock()
         try:
             reply = self._server.infer(request, left_ms / 1e3)
@@ -273,11 +284,13 @@ class Edge:
             self.breaker.failed()
             trip.error = str(error)
             trip.link_ms = (self._clock() - sent) * 1e3
+            self._conditions.got_nothing(trip.payload_bytes, trip.link_ms)
             return None
         self.breaker.succeeded()
         said = reply.server_ms or 0.0
         trip.server_ms = min(max(said, 0.0), waited) if math.isfinite(said) else 0.0
         trip.link_ms = waited - trip.server_ms
+        self._conditions.was_answered(trip, exit_index)
         return exit_index
 
     def _read_reply(self, trip: Trip, reply: TailReply) -> int:
@@ -319,18 +332,6 @@ class Edge:
         if trip.kept is not None and trip.kept[0] not in trip.beliefs:
             self._evaluate(trip, *trip.kept)
         return max(trip.beliefs, default=None)
-
-    def _warm_up(self) -> list[float]:
-        """Runs every stage and exit once, so that the first input is no slower; times them."""
-        tensors = example(self._manifest.inputs)
-        measured = []
-        for i in range(self.bundle.held):
-            outputs, _ = self._stages.stage(i, tensors)
-            measured.append(self._stages.stage(i, tensors)[1])
-            tensors = outputs
-            if i in self.context.exits:
-                self._stages.exit(i, tensors)
-        return measured
 
 
 def _one_sample(array: Array, spec: TensorSpec) -> Array:

@@ -25,6 +25,7 @@ class Trip:
         beliefs: What the exits that were evaluated say.
         kept: The deepest cut passed that has an exit, so that the edge can still answer from there.
         reserved: The exit that time was kept back for while the server was asked.
+        sent_cut: The cut that was sent; None if nothing was.
         error: Why an offload brought no answer.
     """
 
@@ -38,13 +39,13 @@ class Trip:
     server_ms: float = 0.0
     link_ms: float = 0.0
     payload_bytes: int = 0
-    sent: bool = False
+    sent_cut: int | None = None
     error: str | None = None
 
     @property
-    def heads(self) -> int:
-        """How many exits were evaluated on the edge."""
-        return sum(i <= self.stage for i in self.beliefs)
+    def evaluated(self) -> tuple[int, ...]:
+        """The exits that were evaluated on the edge."""
+        return tuple(i for i in self.beliefs if i <= self.stage)
 
     def observation(self, answer: int | None, last: int, total_ms: float, cost: float) -> Observation:
         """What was really seen, for the policy.
@@ -62,7 +63,7 @@ class Trip:
             final_confidence=self.beliefs[last].confidence if last in self.beliefs else None,
             exit=answer,
             confidence=0.0 if answer is None else self.beliefs[answer].confidence,
-            offloaded=self.sent,
+            offloaded=self.sent_cut is not None,
             failed=self.error is not None,
             cost=cost,
             latency_ms=total_ms,

@@ -1,0 +1,143 @@
+"""What an edge has measured of itself, the link and the server, and what it expects of the next input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from offramp.bundle.feed import example
+from offramp.bundle.manifest import Graph
+from offramp.policy.base import Context
+from offramp.policy.cost import CostModel, MeasuredCost
+from offramp.policy.forecast import Forecast
+from offramp.runtime.link_estimate import LinkEstimate
+from offramp.runtime.stages import Stages
+from offramp.runtime.trip import Trip
+
+__all__ = ["Conditions"]
+
+#: The part of a running mean that the latest time makes up.
+_LATEST = 0.1
+#: A forecast is renewed when the latency of any split has changed by more than this part.
+_CHANGED = 0.05
+
+
+class Conditions:
+    """Running means of what stages, exits and the server take, the link's estimate, and forecasts made of them.
+
+    Stages that an edge copy does not hold are expected to take what those that it holds take per
+    multiply-accumulate.
+
+    Args:
+        stages: The sessions; each is run twice, so that the first input is no slower, and to have times.
+        exits: The early exits that the edge can evaluate.
+        cost: What things cost, or what is weighed where cost is measured.
+        link_mbps: The link's rate, if somebody says.
+
+    Raises:
+        ConfigError: A weight on what no split takes any of.
+        StageError: ONNX Runtime failed.
+    """
+
+    def __init__(
+        self, stages: Stages, exits: Sequence[int], cost: CostModel | MeasuredCost, link_mbps: float | None = None
+    ) -> None:
+        manifest, usual = stages.bundle.manifest, stages.bundle.tuning.mode
+        #: Milliseconds per stage and per exit's head, running means.
+        self.stage_ms, self.exit_ms = _times(stages, exits)
+        self.link = LinkEstimate(link_mbps)
+        #: How long the server takes for what the edge takes a millisecond for; 0 until it was seen.
+        self.server_share = 0.0
+        self._sent_bytes = tuple(manifest.sent_bytes(k, usual) for k in range(-1, manifest.last))
+        self._stage_work = tuple((stage.graph.macs, stage.graph.parameters) for stage in manifest.stages)
+        self._exit_work = tuple(_work(None if found is None else found.graph) for found in manifest.exits)
+        self.forecast = self._expected()
+        self._prices = cost.prices(self.forecast) if isinstance(cost, MeasuredCost) else None
+        self._cost = cost if isinstance(cost, CostModel) else cost.prices(self.forecast).model(self.forecast)
+
+    @property
+    def cost(self) -> CostModel:
+        """What things are expected to cost now."""
+        return self._cost
+
+    def renewed(self, context: Context) -> Context:
+        """The context as it is now: the same one unless some split's latency has changed by more than 5 %."""
+        now, before = self._expected(), self.forecast
+        splits = range(-1, len(now.stage_ms))
+        if all(abs(now.split_ms(k) - before.split_ms(k)) <= _CHANGED * before.split_ms(k) for k in splits):
+            return context
+        self.forecast = now
+        if self._prices is not None:
+            self._cost = self._prices.model(now)
+        return replace(context, forecast=now, cost=self._cost)
+
+    def ran_stage(self, stage: int, ms: float) -> None:
+        """A stage took so long on the edge."""
+        self.stage_ms[stage] += _LATEST * (ms - self.stage_ms[stage])
+
+    def ran_exit(self, exit_index: int, ms: float) -> None:
+        """An exit's head took so long on the edge."""
+        self.exit_ms[exit_index] += _LATEST * (ms - self.exit_ms[exit_index])
+
+    def was_answered(self, trip: Trip, exit_index: int) -> None:
+        """The server answered a cut, with that exit."""
+        self.link.took(trip.payload_bytes, trip.link_ms)
+        here = sum(self._all_stages_ms()[trip.stage + 1 : exit_index + 1])
+        if here > 0 and trip.server_ms > 0:
+            share = trip.server_ms / here
+            self.server_share += (2 * _LATEST if self.server_share else 1.0) * (share - self.server_share)
+
+    def got_nothing(self, payload_bytes: int, link_ms: float) -> None:
+        """A cut was sent, and so long later there was no answer: it takes at least that."""
+        expected = self.link.round_trip_ms + self.link.ms_per_byte * payload_bytes
+        if link_ms > expected:
+            self.link.took(payload_bytes, link_ms)
+
+    def paid(self, trip: Trip, latency_ms: float) -> float:
+        """What one input did cost."""
+        if self._prices is None:
+            sent = 0.0 if trip.sent_cut is None else self._cost.sends[trip.sent_cut + 1]
+            return self._cost.paid(trip.stage, False, trip.evaluated) + sent  # it may have gone on after sending
+        return self._prices.paid(self.forecast, trip.stage, trip.evaluated, latency_ms, trip.payload_bytes)
+
+    def _all_stages_ms(self) -> list[float]:
+        """Of every stage, those that are not held judged by their multiply-accumulates."""
+        held = len(self.stage_ms)
+        macs = [work[0] for work in self._stage_work]
+        per_mac = sum(self.stage_ms) / max(1, sum(macs[:held]))
+        return self.stage_ms + [per_mac * m for m in macs[held:]]
+
+    def _expected(self) -> Forecast:
+        stage_ms = self._all_stages_ms()
+        left, tail_ms = sum(stage_ms), []
+        for ms in stage_ms:
+            tail_ms.append(max(0.0, self.server_share * left))
+            left -= ms
+        return Forecast(
+            stage_ms=tuple(stage_ms),
+            exit_ms=(*self.exit_ms, *(0.0,) * (len(stage_ms) - len(self.exit_ms))),
+            tail_ms=tuple(tail_ms),
+            sent_bytes=self._sent_bytes,
+            round_trip_ms=self.link.round_trip_ms,
+            ms_per_byte=self.link.ms_per_byte,
+            stage_work=self._stage_work,
+            exit_work=self._exit_work,
+        )
+
+
+def _times(stages: Stages, exits: Sequence[int]) -> tuple[list[float], list[float]]:
+    tensors = example(stages.bundle.manifest.inputs)
+    held = stages.bundle.held
+    stage_ms, exit_ms = [], [0.0] * held
+    for i in range(held):
+        outputs, _ = stages.stage(i, tensors)
+        stage_ms.append(stages.stage(i, tensors)[1])
+        tensors = outputs
+        if i in exits:
+            stages.exit(i, tensors)
+            exit_ms[i] = stages.exit(i, tensors)[1]
+    return stage_ms, exit_ms
+
+
+def _work(graph: Graph | None) -> tuple[int, int]:
+    return (0, 0) if graph is None else (graph.macs, graph.parameters)
