@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint bench install clean
+.PHONY: demo test test-slow test-mlserver lint bench install clean
 
 demo: install
 	$(BIN)/offramp demo
@@ -15,6 +15,10 @@ test: install
 # The full demo and everything else that takes long.
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# The edge against MLServer, whose pins do not go with ours: it gets an environment of its own.
+test-mlserver: install .venv-mlserver/.installed
+	$(BIN)/python -m pytest -m slow tests/serving/test_mlserver.py
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -33,5 +37,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(INSTALLED)
 
+.venv-mlserver/.installed: tests/serving/mlserver/requirements.txt
+	test -x .venv-mlserver/bin/python || $(PYTHON) -m venv .venv-mlserver
+	.venv-mlserver/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) offramp-demo benchmarks/results
+	rm -rf $(VENV) .venv-mlserver offramp-demo benchmarks/results

@@ -67,6 +67,7 @@ BANNED = (
     "jinja2",
     "pooch",
     "prometheus_client",
+    "yaml",
     "numba",
     "river",
 )
@@ -192,8 +193,9 @@ EDGE_SIDE = [
     *(
         "offramp." + ".".join(module_of(path))
         for path in SOURCES
-        # HTTP and metrics are an extra of the server's; whoever quantises has onnx.
-        if path.parent.name in ("policy", "runtime", "serving") and path.stem not in ("http", "quantization")
+        # HTTP, metrics and KServe's YAML are an extra of the server's; whoever quantises has onnx.
+        if path.parent.name in ("policy", "runtime", "serving")
+        and path.stem not in ("http", "kserve", "quantization")
     ),
 ]
 

@@ -262,6 +262,17 @@ def test_a_broken_input_fails_alone_and_nothing_is_lost(tmp_path, digits_bundle,
         (["export", "{bundle}", "--edge", "{new}", "--stages", "1..2"], 2, "0..K"),
         (["export", "{bundle}", "--edge", "{new}", "--stages", "0..7"], 2, "1 to 3"),
         (["export", "{bundle}", "--edge", "{images}", "--stages", "0..0"], 1, "no bundle"),
+        (["export", "{bundle}"], 2, "--edge DIR, --triton DIR or --kserve FILE"),
+        (["export", "{bundle}", "--edge", "{new}"], 2, "--edge needs --stages"),
+        (["export", "{bundle}", "--triton", "{new}", "--stages", "0..0"], 2, "--stages goes with --edge"),
+        (["export", "{bundle}", "--triton", "{new}", "--max-batch", "0"], 2, "at least 1"),
+        (["export", "{bundle}", "--triton", "{images}"], 1, "not an empty directory"),
+        (["export", "{images}", "--triton", "{new}"], 1, "is it a bundle?"),
+        (["export", "{bundle}", "--kserve", "{new}"], 2, "--storage-uri"),
+        (["export", "{bundle}", "--kserve", "{new}", "--storage-uri", "here"], 2, "s3://bucket/path"),
+        (["export", "{bundle}", "--kserve", "{empty}", "--storage-uri", "s3://a/b"], 1, "cannot write"),
+        (["export", "{bundle}", "--triton", "{new}", "--image", "a/b"], 2, "--image goes with --kserve"),
+        (["export", "{bundle}", "--triton", "{new}", "--knative"], 2, "--knative goes with --kserve"),
         (["train", "--out", "{new}", "--data", "missing"], 1, "mnist-subset"),
         (["train", "--out", "{new}", "--data", "{empty}"], 1, "no folders"),
         (["train", "--out", "{new}", "--kind", "thin"], 2, "narrow"),
@@ -315,6 +326,21 @@ def test_edge_copy_runs_with_a_server(tmp_path, digits_bundle, images, served):
     assert "stages 0..0" in offramp("export", digits_bundle, "--edge", edge, "--stages", "0..0").stdout
     done = offramp("run", edge, images, "--server", served, "--policy", "split-0-all")
     assert [line["where"] for line in lines(done)] == ["server"] * 5
+
+
+def test_export_for_a_cluster(tmp_path, digits_bundle):
+    repository, service = tmp_path / "repository", tmp_path / "service.yaml"
+    done = offramp(
+        "export", digits_bundle, "--triton", repository, "--max-batch", "8",
+        "--kserve", service, "--storage-uri", "s3://models/digits",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "models digits, digits-uint8," in done.stdout
+    assert "InferenceService digits; it expects the Triton repository at s3://models/digits" in done.stdout
+    assert "max_batch_size: 8" in (repository / "digits-tail-1-uint4" / "config.pbtxt").read_text()
+    assert service.read_text().startswith("apiVersion: serving.kserve.io/v1beta1")
+    done = offramp("export", digits_bundle, "--kserve", service, "--storage-uri", "pvc://models", "--image", "a:1")
+    assert "it expects the bundle at pvc://models" in done.stdout
 
 
 def test_profile_predicts_every_split(digits_bundle, served):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from offramp.bundle.manifest import Manifest, Tuning
+from offramp.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -65,3 +68,33 @@ def test_commands_in_the_readme_exist():
     ).stdout
     for command in set(re.findall(r"^offramp ([a-z]+)", text, re.MULTILINE)):
         assert command in known
+
+
+#: The lines of shell blocks that call us; images are called after their names, which are ours too.
+COMMANDS = [
+    (page.name, line)
+    for page in PAGES
+    for block in re.findall(r"```\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()  # continued ones in one
+    if re.match(r"(\S*/)?offramp [a-z]|docker run .*? offramp-", line)
+]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_a_command_line_has_options_that_exist(page, line):
+    """Parsed as typed, not run."""
+    words = shlex.split(re.sub(r"[&>].*", "", line), comments=True)
+    start = next(i for i, word in enumerate(words) if re.fullmatch(r"(\S*/)?offramp(-edge|-server)?", word))
+    name, *arguments = words[start + 1 :] or ["serve", "/bundle"]  # the server image's own command
+    command = typer.main.get_command(app).commands[name]
+    if not hasattr(command, "commands"):
+        command.make_parser(command.context_class(command)).parse_args(arguments)
+
+
+@pytest.mark.parametrize("name", ["run", "serve"])
+def test_every_setting_is_explained(name):
+    text = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    table = text.partition(f"| setting of `offramp {name}` |")[2].partition("\n\n")[0]
+    said = re.findall(r"^\| `(--[a-z-]+)` \|", table, re.MULTILINE)
+    known = [parameter.opts[0] for parameter in typer.main.get_command(app).commands[name].params]
+    assert sorted(said) == sorted(option for option in known if option.startswith("--"))

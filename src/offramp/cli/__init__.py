@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from offramp import __version__
-from offramp.cli.bundles import export, inspect, profile
+from offramp.cli.bundles import inspect, profile
 from offramp.cli.cuts import cuts
+from offramp.cli.exporting import export
 from offramp.cli.modes import modes
 from offramp.cli.quantizing import quantize
 from offramp.cli.replaying import replay

@@ -1,4 +1,4 @@
-"""`offramp inspect | profile | export`: what a bundle holds, what it costs, smaller copies of it."""
+"""`offramp inspect | profile`: what a bundle holds, and what it costs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import typer
 
 from offramp.cli.extras import needs_extra
 from offramp.cli.options import BundleArgument, JsonOption, ServerOption, SlowdownOption
-from offramp.errors import ConfigError
 
-__all__ = ["export", "inspect", "profile"]
+__all__ = ["inspect", "profile"]
 
 
 def inspect(
@@ -65,23 +64,3 @@ def profile(
     typer.echo(json.dumps(facts, indent=1) if as_json else profile_text(loaded, facts))
     if edge_slowdown > 1 and not as_json:
         typer.echo(f"The edge is emulated, {edge_slowdown:g}x slower than this machine.")
-
-
-def export(
-    bundle: BundleArgument,
-    edge: Annotated[Path, typer.Option(metavar="DIR", help="Where the edge copy goes.")],
-    stages: Annotated[str, typer.Option(metavar="0..K", help="The stages that it holds, such as 0..1.")],
-) -> None:
-    """Writes a smaller copy of a bundle for an edge: its first stages, with their exits and codecs."""
-    from offramp.bundle.bundle import Bundle
-    from offramp.tables import bytes_text
-
-    first, dots, last = stages.partition("..")
-    if first != "0" or not dots or not last.isdecimal():
-        raise ConfigError(f"--stages is 0..K, such as 0..1, not {stages!r}")
-    whole = Bundle.load(bundle)
-    copy = whole.edge_copy(edge, int(last) + 1)
-    typer.echo(
-        f"{edge}: stages {stages}, {bytes_text(copy.stored_bytes())} of {bytes_text(whole.stored_bytes())}, "
-        f"digest {copy.digest[:16]}…"
-    )

@@ -10,12 +10,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.bundle.manifest import TensorSpec
+from offramp.bundle.manifest import Manifest, TensorSpec
 from offramp.errors import DigestMismatchError, InputError, ServerRefusedError
 from offramp.runtime.gate import Gate
 from offramp.runtime.stages import Stages, check_tensor
 
-__all__ = ["Channel", "Tail", "TailModel", "TailReply", "TailRequest", "tail_name"]
+__all__ = ["Channel", "Tail", "TailModel", "TailReply", "TailRequest", "tail_models", "tail_name"]
 
 
 def tail_name(bundle: str, cut: int, mode: str) -> str:
@@ -36,6 +36,19 @@ class TailModel:
     mode: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+def tail_models(manifest: Manifest) -> tuple[TailModel, ...]:
+    """Every model that a bundle offers on the wire: each cut in each of its modes, the inputs first."""
+    logits = TensorSpec(name="logits", dtype="float32", shape=manifest.final_exit().logits.shape)
+    answered = TensorSpec(name="exit", dtype="int64", shape=())
+    found = []
+    for cut in range(-1, manifest.last):
+        for mode in manifest.modes(cut):
+            codec = manifest.codec(cut, mode)
+            inputs = manifest.cut(cut) if codec is None else codec.encoder.outputs
+            found.append(TailModel(tail_name(manifest.name, cut, mode), cut, mode, inputs, (logits, answered)))
+    return tuple(found)
 
 
 class TailRequest(NamedTuple):
@@ -101,20 +114,7 @@ class Tail:
         self.stages, self.bundle, self._clock = stages, bundle, clock
         self._gate = Gate(bundle.tuning)
         self._last = np.array([bundle.manifest.last])
-        logits = TensorSpec(name="logits", dtype="float32", shape=bundle.manifest.final_exit().logits.shape)
-        answered = TensorSpec(name="exit", dtype="int64", shape=())
-        found = [
-            TailModel(
-                tail_name(bundle.manifest.name, cut, mode),
-                cut,
-                mode,
-                stages.wire(cut, mode),
-                (logits, answered),
-            )
-            for cut in range(-1, bundle.manifest.last)
-            for mode in bundle.manifest.modes(cut)
-        ]
-        self.models: Mapping[str, TailModel] = {model.name: model for model in found}
+        self.models: Mapping[str, TailModel] = {model.name: model for model in tail_models(bundle.manifest)}
 
     def infer(self, request: TailRequest, timeout_s: float | None = None) -> TailReply:
         """Answers one request.
