@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from offramp.bundle.manifest import TensorSpec
 from offramp.errors import DigestMismatchError, InputError, ServerRefusedError
 from offramp.runtime.gate import Gate
+from offramp.runtime.passage import Batch, Job
 from offramp.runtime.stages import Stages, check_tensor
 
 __all__ = ["Channel", "Tail", "TailModel", "TailReply", "TailRequest", "tail_name"]
@@ -63,11 +64,15 @@ class TailReply(NamedTuple):
         logits: (N, classes).
         exits: (N,), which exit answered; None if the server does not say, which means the last.
         server_ms: Computing time on the server; None if it does not say.
+        queue_ms: How long it waited for a worker before; only where it was computed.
+        batch: The most samples that ran beside each other in a stage of its, its own included; only there.
     """
 
     logits: NDArray[np.float32]
     exits: NDArray[np.int64] | None = None
     server_ms: float | None = None
+    queue_ms: float | None = None
+    batch: int | None = None
 
 
 class Channel(Protocol):
@@ -100,7 +105,6 @@ class Tail:
             )
         self.stages, self.bundle, self._clock = stages, bundle, clock
         self._gate = Gate(bundle.tuning)
-        self._last = np.array([bundle.manifest.last])
         logits = TensorSpec(name="logits", dtype="float32", shape=bundle.manifest.final_exit().logits.shape)
         answered = TensorSpec(name="exit", dtype="int64", shape=())
         found = [
@@ -117,7 +121,7 @@ class Tail:
         self.models: Mapping[str, TailModel] = {model.name: model for model in found}
 
     def infer(self, request: TailRequest, timeout_s: float | None = None) -> TailReply:
-        """Answers one request.
+        """Answers one request, alone.
 
         Raises:
             ServerRefusedError: An unknown model.
@@ -126,6 +130,16 @@ class Tail:
             StageError: ONNX Runtime failed.
         """
         start = self._clock()
+        job = self.admit(request)
+        self.batch([job]).run()
+        return TailReply(*job.answer, (self._clock() - start) * 1e3)
+
+    def admit(self, request: TailRequest) -> Job:
+        """A checked and decoded request, ready for a batch.
+
+        Raises:
+            ServerRefusedError, DigestMismatchError, InputError, StageError: As `infer` says.
+        """
         model = self.models.get(request.model)
         if model is None:
             raise ServerRefusedError(f"no model {request.model!r} here; there are {', '.join(self.models)}")
@@ -134,10 +148,12 @@ class Tail:
                 f"the server holds digest {self.bundle.digest[:12]}…, the edge {request.digest[:12]}…; "
                 "give both the same bundle"
             )
-        tensors = self._checked(model, request.tensors)
-        tensors, _ = self.stages.decode(model.cut, model.mode, tensors)
-        logits, exits = self._through(model.cut, tensors, request.final)
-        return TailReply(logits, exits, (self._clock() - start) * 1e3)
+        tensors, _ = self.stages.decode(model.cut, model.mode, self._checked(model, request.tensors))
+        return Job(model.cut + 1, tensors, request.final)
+
+    def batch(self, jobs: Sequence[Job]) -> Batch:
+        """Jobs that enter at the same stage, as a batch."""
+        return Batch(self.stages, self._gate, jobs)
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -156,28 +172,3 @@ class Tail:
             if batch == 0 or len(tensor) != batch:
                 raise InputError(f"{model.name}: every tensor needs the same batch of at least one")
         return tensors
-
-    def _through(
-        self, cut: int, tensors: list[NDArray[np.generic]], final: bool
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Stages after `cut`; of a batch, the samples that are sure leave at each exit."""
-        last, n = self.bundle.manifest.last, len(tensors[0])
-        if final or cut + 1 == last:  # nobody can leave on the way
-            for i in range(cut + 1, last + 1):
-                tensors, _ = self.stages.stage(i, tensors)
-            return tensors[0].astype(np.float32, copy=False), self._last if n == 1 else self._last.repeat(n)
-        logits = np.zeros((n, *self.bundle.manifest.final_exit().logits.shape), np.float32)
-        exits = np.full(n, last, np.int64)
-        going = np.arange(n)
-        for i in range(cut + 1, last + 1):
-            tensors, _ = self.stages.stage(i, tensors)
-            if i == last:
-                logits[going] = tensors[0]
-            elif self.bundle.manifest.exits[i] is not None:
-                here, _ = self.stages.exit(i, tensors)
-                sure = np.array([self._gate.passes(i, self._gate.belief(i, z).confidence) for z in here])
-                logits[going[sure]], exits[going[sure]] = here[sure], i
-                going, tensors = going[~sure], [t[~sure] for t in tensors]
-                if len(going) == 0:
-                    break
-        return logits, exits
