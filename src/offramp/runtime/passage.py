@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,14 @@ class Job:
         final: Whether it goes to the last exit.
         largest: The most samples that ran beside each other in a stage of its, its own included.
         error: Why there is no answer; None while there may be one.
+        on_done: Called by whoever sees that it is done.
     """
 
     def __init__(self, stage: int, tensors: list[Array], final: bool) -> None:
         self.stage, self.samples, self.final = stage, len(tensors[0]), final
         self.largest = self.samples
         self.error: Exception | None = None
+        self.on_done: Callable[[], object] = lambda: None
         self.tensors = tensors
         #: Logits (N, classes) and exits (N,); None until the first sample leaves.
         self._answer: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
@@ -79,14 +81,13 @@ class Batch:
     Args:
         stages: The bundle's sessions.
         gate: Who may leave.
-        jobs: They enter at the same stage.
+        job: The first.
     """
 
-    def __init__(self, stages: Stages, gate: Gate, jobs: Sequence[Job]) -> None:
+    def __init__(self, stages: Stages, gate: Gate, job: Job) -> None:
         self._stages, self._gate = stages, gate
         self._last = stages.bundle.manifest.last
-        self.stage, self.jobs = jobs[0].stage, list(jobs)
-        self._tensors = jobs[0].tensors if len(jobs) == 1 else _stacked([job.tensors for job in jobs])
+        self.stage, self.jobs, self._tensors = job.stage, [job], job.tensors
 
     @property
     def samples(self) -> int:
@@ -95,7 +96,8 @@ class Batch:
 
     def join(self, jobs: Sequence[Job]) -> None:
         """Takes in jobs that enter at the stage which is next."""
-        self._tensors = _stacked([self._tensors, *(job.tensors for job in jobs)])
+        parts = [self._tensors, *(job.tensors for job in jobs)]
+        self._tensors = [np.concatenate(column) for column in zip(*parts, strict=True)]
         self.jobs += jobs
 
     def step(self) -> list[Job]:
@@ -137,7 +139,7 @@ class Batch:
         """A batch for each job, at the same stage."""
         parts, start = [], 0
         for job in self.jobs:
-            part = Batch(self._stages, self._gate, [job])
+            part = Batch(self._stages, self._gate, job)
             part.stage, part._tensors = self.stage, [t[start : start + job.left] for t in self._tensors]
             parts.append(part)
             start += job.left
@@ -153,7 +155,3 @@ class Batch:
                 job.leave(exit_index, logits[rows])
             elif sure[rows].any():
                 job.leave(exit_index, logits[rows], sure[rows])
-
-
-def _stacked(parts: Sequence[list[Array]]) -> list[Array]:
-    return [np.concatenate(column) for column in zip(*parts, strict=True)]

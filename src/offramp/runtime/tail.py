@@ -90,20 +90,28 @@ class Tail:
 
     Args:
         stages: The bundle's sessions; all stages must be held.
+        limits: For each stage the most samples that a server should run beside each other, as `measured_limits`
+            finds them; None leaves it to the server.
         clock: Gives seconds.
 
     Raises:
         ServerRefusedError: The bundle is an edge copy that lacks stages.
     """
 
-    def __init__(self, stages: Stages, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        stages: Stages,
+        *,
+        limits: Sequence[int] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         bundle = stages.bundle
         if bundle.held <= bundle.manifest.last:
             raise ServerRefusedError(
                 f"{bundle.path} is an edge copy with {bundle.held} of {bundle.manifest.last + 1} stages; "
                 "a server needs the whole bundle"
             )
-        self.stages, self.bundle, self._clock = stages, bundle, clock
+        self.stages, self.bundle, self.limits, self._clock = stages, bundle, limits, clock
         self._gate = Gate(bundle.tuning)
         logits = TensorSpec(name="logits", dtype="float32", shape=bundle.manifest.final_exit().logits.shape)
         answered = TensorSpec(name="exit", dtype="int64", shape=())
@@ -131,7 +139,7 @@ class Tail:
         """
         start = self._clock()
         job = self.admit(request)
-        self.batch([job]).run()
+        self.batch(job).run()
         return TailReply(*job.answer, (self._clock() - start) * 1e3)
 
     def admit(self, request: TailRequest) -> Job:
@@ -151,9 +159,9 @@ class Tail:
         tensors, _ = self.stages.decode(model.cut, model.mode, self._checked(model, request.tensors))
         return Job(model.cut + 1, tensors, request.final)
 
-    def batch(self, jobs: Sequence[Job]) -> Batch:
-        """Jobs that enter at the same stage, as a batch."""
-        return Batch(self.stages, self._gate, jobs)
+    def batch(self, job: Job) -> Batch:
+        """A job on its way; others may join it."""
+        return Batch(self.stages, self._gate, job)
 
     def close(self) -> None:
         """Nothing to let go of."""
