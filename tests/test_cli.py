@@ -306,8 +306,8 @@ def test_a_server_stops_when_told(digits_bundle, number):
     finally:
         process.kill()
         process.wait()
-    assert process.returncode in (130, 143)
-    assert "Traceback" not in errors
+    assert process.returncode == 0
+    assert not errors
 
 
 def test_train_on_a_folder_of_images(tmp_path):

@@ -49,7 +49,7 @@ def serve(
             help="Samples that run together at most; 0 or 1 turns batching off. At its start the server measures "
             "up to which size each stage gains, and stays there.",
         ),
-    ] = 32,
+    ] = 16,
     max_wait_ms: Annotated[
         float,
         typer.Option(

@@ -14,7 +14,7 @@ from offramp.runtime.tail import Tail, TailReply, TailRequest
 
 __all__ = ["MAX_BATCH", "MAX_WAIT_MS", "Batcher"]
 
-MAX_BATCH, MAX_WAIT_MS = 32, 5.0
+MAX_BATCH, MAX_WAIT_MS = 16, 5.0
 
 
 class Batcher:

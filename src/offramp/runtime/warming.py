@@ -16,7 +16,7 @@ __all__ = ["measured_limits"]
 #: A batch may cost this much more per sample than the cheapest one: what is gained beside the stage, in calls and
 #: threads that are not switched, is more.
 _TOLERANCE = 1.05
-_RUNS = 5
+_RUNS = 3
 
 
 def measured_limits(
