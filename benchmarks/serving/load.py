@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ class Orders:
     Attributes:
         address: HOST:PORT.
         samples: An .npz file: for every model `MODEL/TENSOR` (K, …), what is sent, and `MODEL/logits`
-            (K, classes), what shall come back.
+            and `MODEL/early` (K, classes), what shall come back from the last exit, and from whichever is sure.
         models: Which of its models are asked, each as often as the others, at random.
         clients: Connections, each with one request under way at most.
         seconds: How long.
@@ -110,7 +109,8 @@ class _Clients:
         self._requests: list[tuple[bytes, NDArray[np.float32]]] = []
         for model in orders.models:
             named = {key.removeprefix(f"{model}/"): samples[key] for key in samples if key.startswith(f"{model}/")}
-            expected = named.pop("logits")
+            final, early = named.pop("logits"), named.pop("early")
+            expected = final if orders.final else early
             for k in range(len(expected)):
                 tensors = {name: values[k : k + 1] for name, values in named.items()}
                 message = request_message(model, tensors, None, orders.final)
@@ -188,22 +188,6 @@ class _Clients:
             wrong += not np.allclose(logits, expected, rtol=TOLERANCE, atol=TOLERANCE)
             latencies.append(ms)
         return Load(len(latencies) / took, tuple(latencies), wrong, failed, worst, cpu_s)
-
-
-def together(parts: Sequence[Load]) -> Load:
-    """What several processes did at the same time, as one."""
-    failed: dict[str, int] = {}
-    for part in parts:
-        for code, count in part.failed.items():
-            failed[code] = failed.get(code, 0) + count
-    return Load(
-        rate=sum(part.rate for part in parts),
-        latencies_ms=tuple(ms for part in parts for ms in part.latencies_ms),
-        wrong=sum(part.wrong for part in parts),
-        failed=failed,
-        worst=max(part.worst for part in parts),
-        cpu_s=sum(part.cpu_s for part in parts),
-    )
 
 
 def _cpu_s() -> float:
