@@ -247,10 +247,10 @@ def _latency(
     unloaded = Server("batched, one client", *addresses["batched"])
     unloaded.run(_orders(unloaded, samples, case, seconds, clients=1))
     found = {"rate": LOADED * peak, "unloaded": unloaded.figures(), "loaded": []}
-    for key in ("batched", mixed["best_unbatched"]):
+    for key, steady in ((key, steady) for steady in (True, False) for key in ("batched", mixed["best_unbatched"])):
         server = Server(key, *addresses[key])
-        server.run(_orders(server, samples, case, seconds, rate=LOADED * peak))
-        entry = server.figures()
+        server.run(_orders(server, samples, case, seconds, rate=LOADED * peak, steady=steady))
+        entry = {"steady": steady, **server.figures()}
         entry["p99_over_unloaded_p50"] = entry["p99_ms"] / found["unloaded"]["p50_ms"]
         found["loaded"].append(entry)
     return found
@@ -290,12 +290,12 @@ def _tables(found: Sequence[Mapping[str, Any]], latency: Mapping[str, Any]) -> s
         over = f"{entry['p99_over_unloaded_p50']:.2f}"
         rows.append(
             [
-                f"{entry['server']}, {LOADED:.0%} of the peak",
+                f"{entry['server']}, {LOADED:.0%} of the peak, {'steady' if entry['steady'] else 'Poisson'}",
                 f"{entry['answers_per_s']:.0f}",
                 f"{entry['p50_ms']:.2f}",
                 f"{entry['p99_ms']:.2f}",
                 over,
-                str(P99_BAR) if entry["server"] == "batched" else "-",
+                str(P99_BAR) if entry["server"] == "batched" and entry["steady"] else "-",
             ]
         )
     heads = ["mix, all to the end", "answers/s", "p50 ms", "p99 ms", "p99 over the unloaded p50", "bar"]

@@ -14,9 +14,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
@@ -43,8 +43,9 @@ class Orders:
         models: Which of its models are asked, each as often as the others, at random.
         clients: Connections, each with one request under way at most.
         seconds: How long.
-        rate: Requests a second of all clients together, at times drawn from a Poisson process; 0 is as many as
-            are answered.
+        rate: Requests a second of all clients together; 0 is as many as are answered.
+        steady: Whether each client then keeps a pace of its own, as a camera does; otherwise requests are due at
+            times drawn from a Poisson process, and whichever client is free sends them.
         final: Whether every request goes to the last exit.
         seed: Of the draws.
     """
@@ -55,6 +56,7 @@ class Orders:
     clients: int
     seconds: float
     rate: float = 0.0
+    steady: bool = False
     final: bool = False
     seed: int = 0
 
@@ -117,7 +119,7 @@ class _Clients:
                 self._requests.append((message.SerializeToString(), expected[k]))
         #: Of every request: which one, the answer's bytes or a code, milliseconds.
         self._answers: list[tuple[int, bytes | str, float]] = []
-        self._due = self._schedule()
+        self._shared = self._poisson()
         self._lock = threading.Lock()
         self._start = 0.0
 
@@ -139,32 +141,38 @@ class _Clients:
             channel.close()
         return self._checked(took, cpu_s)
 
-    def _schedule(self) -> Any:
-        """Seconds after the start at which requests are due; without end, and at once, where no rate is given."""
+    def _poisson(self) -> Iterator[float]:
+        orders, draw = self._orders, random.Random(self._orders.seed)
+        due = draw.expovariate(orders.rate) if orders.rate else orders.seconds
+        while due < orders.seconds:
+            yield due
+            due += draw.expovariate(orders.rate)
+
+    def _due(self, client: int) -> Iterator[float]:
+        """Seconds after the start at which a client's requests are due."""
         orders = self._orders
         if not orders.rate:
-            return None
-        gaps = np.random.default_rng(orders.seed).exponential(
-            1 / orders.rate, int(2 * orders.rate * orders.seconds)
-        )
-        due = np.cumsum(gaps)
-        return iter(due[due < orders.seconds].tolist())
+            while (now := time.perf_counter() - self._start) < orders.seconds:
+                yield max(now, 0.0)
+        elif orders.steady:
+            pace = orders.clients / orders.rate
+            due = random.Random(client).random() * pace
+            while due < orders.seconds:
+                yield due
+                due += pace
+        else:
+            while True:
+                with self._lock:
+                    shared = next(self._shared, None)
+                if shared is None:
+                    return
+                yield shared
 
     def _ask(self, index: int, channel: grpc.Channel) -> None:
         draw = random.Random(1000 * self._orders.seed + index).randrange
         call, n = channel.unary_unary(METHOD), len(self._requests)
-        end = self._start + self._orders.seconds
-        while True:
-            if self._due is None:
-                began = max(time.perf_counter(), self._start)
-                if began >= end:
-                    return
-            else:
-                with self._lock:
-                    due = next(self._due, None)
-                if due is None:
-                    return
-                began = self._start + due
+        for due in self._due(index):
+            began = self._start + due
             if (early := began - time.perf_counter()) > 0:
                 time.sleep(early)
             which = draw(n)

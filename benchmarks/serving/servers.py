@@ -24,7 +24,7 @@ from tritonclient.grpc import service_pb2_grpc as rpc
 from offramp.bundle.bundle import Bundle
 from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Tail
-from offramp.runtime.warming import measured_limits
+from offramp.runtime.warming import measured_sizes
 from offramp.serving.server import GrpcServer
 from offramp.serving.wire import grpc_options
 
@@ -88,8 +88,8 @@ def _serve(kind: str, bundle: str = "", settings: str = "{}") -> None:
     if kind == "ours":
         chosen = json.loads(settings)
         stages = Stages(Bundle.load(bundle), threads=chosen.pop("threads", 1))
-        limits = measured_limits(stages, chosen["max_batch"]) if "max_batch" in chosen else None
-        with GrpcServer(Tail(stages, limits=limits), port=0, max_message_mb=MESSAGE_MB, **chosen) as ours:
+        sizes = measured_sizes(stages, chosen["max_batch"]) if "max_batch" in chosen else None
+        with GrpcServer(Tail(stages, sizes=sizes), port=0, max_message_mb=MESSAGE_MB, **chosen) as ours:
             _until_input_ends(ours.port)
         return
     server = grpc.server(futures.ThreadPoolExecutor(POOL), options=grpc_options(MESSAGE_MB))

@@ -103,9 +103,9 @@ def start(tiny):
     """start(workers=…, held=…) gives stages, callers; everything ends with the test."""
     started = []
 
-    def make(*, held=(), limits=None, **settings):
+    def make(*, held=(), sizes=None, **settings):
         stages = Held(Stages(tiny), held)
-        tail, batcher = Tail(stages, limits=limits), Batcher(**settings)
+        tail, batcher = Tail(stages, sizes=sizes), Batcher(**settings)
         started.append((stages, batcher))
         return stages, Callers(batcher, tail)
 
@@ -171,8 +171,8 @@ def test_a_batch_holds_no_more_than_its_limit_and_the_rest_follows(start):
     assert stages.runs == [(0, 1), (1, 1), (2, 3), (3, 3), (2, 3), (3, 3)]
 
 
-def test_a_stages_own_limit_goes_before(start):
-    stages, callers = start(held={0}, limits=(1, 1, 2, 4))
+def test_a_stages_own_sizes_go_before(start):
+    stages, callers = start(held={0}, sizes=[(1, 1), (1, 1), (2, 2), (4, 4)])
     callers.ask(-1, unsure(0))
     stages.inside.acquire(timeout=30)
     for n, cut in enumerate((0, 1, 1, 2, 2)):
@@ -182,6 +182,26 @@ def test_a_stages_own_limit_goes_before(start):
     stages.let.release()
     callers.join()
     assert stages.runs == [(0, 1), (1, 1), (2, 2), (3, 4), (1, 1), (2, 2), (3, 2)]
+
+
+@pytest.mark.parametrize(("line", "first"), [(2, 2), (7, 2), (11, 3), (15, 4), (40, 6)])
+def test_batches_grow_with_the_line_where_they_are_hardly_cheaper(start, line, first):
+    """Two workers: each takes half of its share of those that wait, a quarter of all, at least 2 and at most 6."""
+    stages, callers = start(held={0}, workers=2, sizes=[(2, 6)] * 4)
+    callers.ask(-1, unsure(0))
+    callers.ask(-1, unsure(0))
+    for _ in range(2):
+        stages.inside.acquire(timeout=30)
+    for n in range(line):
+        callers.ask(0, unsure(n))
+    callers.waiting(line)
+    stages.let.release()
+    until(lambda: (1, first) in stages.runs)
+    assert next(n for stage, n in stages.runs if stage == 1) == first
+    stages.held.clear()
+    stages.let.release(2)
+    callers.join()
+    assert max(n for stage, n in stages.runs) <= 6
 
 
 def test_without_batching_everybody_runs_alone(start):

@@ -3,7 +3,7 @@ import pytest
 
 from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Tail
-from offramp.runtime.warming import measured_limits
+from offramp.runtime.warming import measured_sizes
 
 
 class Timed:
@@ -43,28 +43,29 @@ def test_every_stage_stops_where_larger_batches_cost_more(timed, clock):
         {1: 1.0, 2: 0.5, 4: 0.51, 8: 0.53, 16: 0.6},  # an optimum
     ]
     stages = timed(lambda i, n: per_sample[i][n] * n)
-    limits = measured_limits(stages, 16, budget_s=1e3, clock=clock)
-    assert limits == (16, 2, 1, 4)
-    assert Tail(stages, limits=limits).limits == limits
+    sizes = measured_sizes(stages, 16, budget_s=1e3, clock=clock)
+    assert sizes == ((4, 16), (1, 2), (1, 1), (2, 4))
+    assert Tail(stages, sizes=sizes).sizes == sizes
 
 
 def test_every_graph_runs_even_without_time(timed, clock):
     stages = timed(lambda i, n: 1e6)
-    assert measured_limits(stages, 16, clock=clock) == (1, 1, 1, 1)
+    assert measured_sizes(stages, 16, clock=clock) == ((1, 1),) * 4
     assert {run for run in stages.runs if run[0] == "exit"} == {("exit", 0), ("exit", 2)}
     assert {run for run in stages.runs if run[0] == "decode"} == {("decode", cut) for cut in range(-1, 3)}
     assert {i for i, n in stages.runs if n == 1} >= {0, 1, 2, 3}
 
 
 def test_the_largest_batch_bounds_what_is_tried(timed, clock):
-    stages = timed(lambda i, n: 1.0)
-    assert measured_limits(stages, 6, budget_s=1e3, clock=clock) == (4, 4, 4, 4)
+    stages = timed(lambda i, n: 1.0)  # the more the cheaper
+    assert measured_sizes(stages, 6, budget_s=1e3, clock=clock) == ((4, 4),) * 4
     assert max(n for i, n in stages.runs if isinstance(i, int)) == 4
 
 
 def test_on_real_stages(digits_bundle):
     from offramp.bundle.bundle import Bundle
 
-    limits = measured_limits(Stages(Bundle.load(digits_bundle)), 8, budget_s=0.2)
-    assert len(limits) == 3
-    assert np.isin(limits, (1, 2, 4, 8)).all()
+    sizes = measured_sizes(Stages(Bundle.load(digits_bundle)), 8, budget_s=0.2)
+    assert len(sizes) == 3
+    assert np.isin(sizes, (1, 2, 4, 8)).all()
+    assert all(eager <= most for eager, most in sizes)

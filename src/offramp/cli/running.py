@@ -47,7 +47,7 @@ def serve(
         typer.Option(
             min=0,
             help="Samples that run together at most; 0 or 1 turns batching off. At its start the server measures "
-            "up to which size each stage gains, and stays there.",
+            "which sizes are worth it to each stage.",
         ),
     ] = 16,
     max_wait_ms: Annotated[
@@ -57,7 +57,7 @@ def serve(
             help="While every worker is busy: milliseconds that others may go first so that more share a batch; "
             "0 is strictly by arrival. Nobody waits while a worker is free.",
         ),
-    ] = 5.0,
+    ] = 2.0,
     max_message_mb: Annotated[int, typer.Option(min=1, max=2047, help="The largest message in MiB.")] = 64,
 ) -> None:
     """Serves the tails of bundles over gRPC (Open Inference Protocol v2) until stopped.
@@ -75,13 +75,13 @@ def serve(
     from offramp.runtime.repository import BundleFolders, Repository
     from offramp.runtime.stages import Stages
     from offramp.runtime.tail import Tail
-    from offramp.runtime.warming import measured_limits
+    from offramp.runtime.warming import measured_sizes
     from offramp.serving.process import listening
     from offramp.serving.server import GrpcServer
 
     def load(bundle: Bundle) -> Tail:
         stages = Stages(bundle, threads=threads, provider=provider)
-        return Tail(stages, limits=measured_limits(stages, max(1, max_batch)))
+        return Tail(stages, sizes=measured_sizes(stages, max(1, max_batch)))
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     repository = Repository()

@@ -14,15 +14,18 @@ from offramp.runtime.tail import Tail, TailReply, TailRequest
 
 __all__ = ["MAX_BATCH", "MAX_WAIT_MS", "Batcher"]
 
-MAX_BATCH, MAX_WAIT_MS = 16, 5.0
+MAX_BATCH, MAX_WAIT_MS = 16, 2.0
 
 
 class Batcher:
     """Runs tails for many callers at once, stage by stage.
 
-    A worker takes what waits at a stage through the network as one batch; at every further stage those that
-    enter there join it, up to the stage's limit. No worker is ever idle while a request waits: a batch is what
-    has gathered while all were busy, so a lone request runs at once and alone, in its caller's own thread.
+    A worker takes what waits at a stage through the network as one batch; at every further stage those that enter
+    there join it. No worker is ever idle while a request waits: a batch is what has gathered while all were busy,
+    so a lone request runs at once and alone, in its caller's own thread.
+
+    How many join is the tail's to say (`BatchSizes`). Where a batch is hardly cheaper than its samples one by one,
+    all in it wait for all of it, so batches stay small until the line is long: a worker takes half of its share.
 
     A free worker begins at the earliest stage where somebody waits, so that as many as possible join on the way,
     unless somebody else has waited for `max_wait_ms`: then with whoever has waited longest.
@@ -31,7 +34,6 @@ class Batcher:
         workers: Batches that compute at the same time; one per core is fastest.
         queue: Requests under way beyond one per worker; more are refused.
         max_batch: Samples that run beside each other at most, but for requests that bring more; 1 is no batching.
-            A tail's own limits go before, see `Tail`.
         max_wait_ms: How long others may go first so that they can join; 0 is strictly by arrival.
         clock: Gives seconds.
 
@@ -61,7 +63,7 @@ class Batcher:
             clock,
         )
         self._lock = threading.Lock()
-        self._free, self._under_way = workers, 0
+        self._workers, self._free, self._under_way, self._in_line = workers, workers, 0, 0
         #: Who waits at which stage of which tail, longest first; no entry is empty. None waits while one is free.
         self._waiting: dict[tuple[Tail, int], deque[_Waiting]] = {}
         #: Batches whose driver has its own answer; each comes with the right to a worker.
@@ -121,6 +123,7 @@ class Batcher:
             else:
                 waiting = _Waiting(job, self._clock(), wanted)
                 self._waiting.setdefault((tail, job.stage), deque()).append(waiting)
+                self._in_line += 1
         if waiting is None:
             self._drive(tail, tail.batch(job), job)
             return 0.0
@@ -149,7 +152,7 @@ class Batcher:
     def _step(self, tail: Tail, batch: Batch) -> None:
         """One stage, with those that enter there; whoever is done learns of it."""
         joining: list[Job] = []
-        room = self._limit(tail, batch.stage) - batch.samples
+        room = self._limit(tail, batch) - batch.samples
         if room > 0 and self._waiting:
             with self._lock:
                 joining = self._take(tail, batch.stage, room)
@@ -171,8 +174,12 @@ class Batcher:
         for job in done:
             job.on_done()
 
-    def _limit(self, tail: Tail, stage: int) -> int:
-        return self._max_batch if tail.limits is None else min(self._max_batch, tail.limits[stage])
+    def _limit(self, tail: Tail, batch: Batch) -> int:
+        if tail.sizes is None:
+            return self._max_batch
+        eager, most = tail.sizes[batch.stage]
+        half_a_share = (self._in_line + len(batch.jobs)) // (2 * self._workers)
+        return min(self._max_batch, most, max(eager, half_a_share))
 
     def _next(self) -> tuple[Tail, Batch] | None:
         """Whoever waits and is to go first, as a batch; the lock is held."""
@@ -191,6 +198,7 @@ class Batcher:
         taken: list[Job] = []
         while line and (not taken if room is None else line[0].job.samples <= room):
             waiting = line.popleft()
+            self._in_line -= 1
             waiting.until = self._clock()
             if not waiting.wanted():
                 waiting.job.error = DeadlineError("the caller no longer waits for this answer")

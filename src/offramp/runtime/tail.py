@@ -16,7 +16,7 @@ from offramp.runtime.gate import Gate
 from offramp.runtime.passage import Batch, Job
 from offramp.runtime.stages import Stages, check_tensor
 
-__all__ = ["Channel", "Tail", "TailModel", "TailReply", "TailRequest", "tail_name"]
+__all__ = ["BatchSizes", "Channel", "Tail", "TailModel", "TailReply", "TailRequest", "tail_name"]
 
 
 def tail_name(bundle: str, cut: int, mode: str) -> str:
@@ -85,13 +85,24 @@ class Channel(Protocol):
         """Lets go of what the channel holds."""
 
 
+class BatchSizes(NamedTuple):
+    """How many samples a server should run beside each other in a stage.
+
+    Attributes:
+        eager: Up to so many a batch is filled whenever somebody waits: each is cheaper for the others.
+        most: Beyond `eager`, up to so many, but only as the line grows: hardly cheaper, so all wait for all.
+    """
+
+    eager: int
+    most: int
+
+
 class Tail:
     """Runs a bundle from any cut to the end, leaving at its own exits where it may.
 
     Args:
         stages: The bundle's sessions; all stages must be held.
-        limits: For each stage the most samples that a server should run beside each other, as `measured_limits`
-            finds them; None leaves it to the server.
+        sizes: For each stage, as `measured_sizes` finds them; None lets a server fill its batches.
         clock: Gives seconds.
 
     Raises:
@@ -102,7 +113,7 @@ class Tail:
         self,
         stages: Stages,
         *,
-        limits: Sequence[int] | None = None,
+        sizes: Sequence[BatchSizes] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         bundle = stages.bundle
@@ -111,7 +122,7 @@ class Tail:
                 f"{bundle.path} is an edge copy with {bundle.held} of {bundle.manifest.last + 1} stages; "
                 "a server needs the whole bundle"
             )
-        self.stages, self.bundle, self.limits, self._clock = stages, bundle, limits, clock
+        self.stages, self.bundle, self.sizes, self._clock = stages, bundle, sizes, clock
         self._gate = Gate(bundle.tuning)
         logits = TensorSpec(name="logits", dtype="float32", shape=bundle.manifest.final_exit().logits.shape)
         answered = TensorSpec(name="exit", dtype="int64", shape=())
