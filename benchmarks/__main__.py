@@ -20,6 +20,8 @@ ALL = (
     "bundle.int8",
     "policy.decisions",
     "serving.roundtrip",
+    "serving.batching",
+    "serving.queueing",
     "edge.install",
     "exits.width",
     "exits.cached",

@@ -46,6 +46,7 @@ NAMES = [
     "PooledHead",
     "Preprocessing",
     "RandomArm",
+    "Repository",
     "Result",
     "ServerOnly",
     "SparseConv1d",
@@ -171,9 +172,9 @@ def seams(tail, digits_bundle, tmp_path):
         go = threading.Event()
 
         class SlowTail(off.Tail):
-            def infer(self, request, timeout_s=None):
+            def admit(self, request):
                 assert go.wait(60)
-                return super().infer(request)
+                return super().admit(request)
 
         with off.GrpcServer(SlowTail(tail.stages), port=0) as server:
             one = channel(f"127.0.0.1:{server.port}")

@@ -1,12 +1,14 @@
-"""The two servers of the round trip, each in a process of its own: ours, and a bare gRPC one to compare with.
+"""The servers of these benchmarks, each in a process of its own: ours, and a bare gRPC one to compare with.
 
-`python -m benchmarks.serving.servers ours BUNDLE` and `… bare`; the port is printed, and the process ends with
-its standard input.
+`python -m benchmarks.serving.servers ours BUNDLE [SETTINGS]` and `… bare`; the port is printed, and the process
+ends with its standard input. SETTINGS is JSON: `threads`, and what `GrpcServer` takes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,10 +24,11 @@ from tritonclient.grpc import service_pb2_grpc as rpc
 from offramp.bundle.bundle import Bundle
 from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Tail
+from offramp.runtime.warming import measured_sizes
 from offramp.serving.server import GrpcServer
 from offramp.serving.wire import grpc_options
 
-__all__ = ["MESSAGE_MB", "POOL", "running"]
+__all__ = ["MESSAGE_MB", "POOL", "cpu_s", "running", "started"]
 
 MESSAGE_MB = 64
 #: `GrpcServer`'s own pool at its usual settings: one worker, a queue of 64, two threads to spare.
@@ -33,11 +36,11 @@ POOL = 67
 
 
 class _Bare(rpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Returns the payload as it came; asked for the model `answer`, as many bytes as our server's answer has."""
+    """Returns as many bytes as our server's answer has; asked for the model `echo`, the payload as it came."""
 
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         response = pb.ModelInferResponse(model_name=request.model_name)
-        if request.model_name == "answer":
+        if request.model_name != "echo":
             for name, datatype, value in (
                 ("logits", "FP32", np.zeros((1, 10), np.float32)),
                 ("exit", "INT64", np.zeros(1, np.int64)),
@@ -54,6 +57,13 @@ class _Bare(rpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
 @contextlib.contextmanager
 def running(*arguments: str) -> Iterator[str]:
     """Starts one of the servers; gives its address."""
+    with started(*arguments) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def started(*arguments: str) -> Iterator[tuple[str, int]]:
+    """Starts one of the servers; gives its address and process id."""
     command = [sys.executable, "-m", __spec__.name, *arguments]
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -63,15 +73,23 @@ def running(*arguments: str) -> Iterator[str]:
         if not port:
             raise RuntimeError(f"{' '.join(arguments)}: the server did not start")
         try:
-            yield f"127.0.0.1:{port}"
+            yield f"127.0.0.1:{port}", process.pid
         finally:
             process.stdin.close()
 
 
-def _serve(kind: str, *bundle: str) -> None:
+def cpu_s(pid: int) -> float:
+    """Processor seconds that a process has taken; Linux only."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _serve(kind: str, bundle: str = "", settings: str = "{}") -> None:
     if kind == "ours":
-        stages = Stages(Bundle.load(bundle[0]))
-        with GrpcServer(Tail(stages), port=0, max_message_mb=MESSAGE_MB) as ours:
+        chosen = json.loads(settings)
+        stages = Stages(Bundle.load(bundle), threads=chosen.pop("threads", 1))
+        sizes = measured_sizes(stages, chosen["max_batch"]) if "max_batch" in chosen else None
+        with GrpcServer(Tail(stages, sizes=sizes), port=0, max_message_mb=MESSAGE_MB, **chosen) as ours:
             _until_input_ends(ours.port)
         return
     server = grpc.server(futures.ThreadPoolExecutor(POOL), options=grpc_options(MESSAGE_MB))

@@ -17,6 +17,7 @@ from offramp import __version__
 from offramp.cli.bundles import inspect, profile
 from offramp.cli.cuts import cuts
 from offramp.cli.exporting import export
+from offramp.cli.messages import print_error
 from offramp.cli.modes import modes
 from offramp.cli.quantizing import quantize
 from offramp.cli.replaying import replay
@@ -53,7 +54,7 @@ def main() -> None:
             warnings.showwarning = _warned
             app()
     except OfframpError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        print_error(error)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 

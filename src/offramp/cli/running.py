@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from offramp.cli.costs import COST_HELP, parse_cost
 from offramp.cli.extras import needs_extra
+from offramp.cli.messages import print_error
 from offramp.cli.options import BundleArgument, ServerOption, SlowdownOption
-from offramp.errors import ConfigError
+from offramp.errors import ConfigError, OfframpError, ServerBusyError
+
+if TYPE_CHECKING:
+    from offramp.runtime.repository import BundleFolders
 
 __all__ = ["link", "run", "serve"]
 
 
 def serve(
-    bundle: BundleArgument,
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles' directories, or folders that hold bundles.")
+    ],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8001,
     http_port: Annotated[
@@ -27,50 +36,112 @@ def serve(
         typer.Option(min=0, max=65535, help="Health and Prometheus metrics over HTTP; none if left out."),
     ] = None,
     provider: Annotated[str, typer.Option(help="Where to compute: `cpu` or `cuda`.")] = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="Threads per request.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads per batch.")] = 1,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Requests that compute at once; one per core if left out.")
+        int | None, typer.Option(min=1, help="Batches that compute at once; one per core if left out.")
     ] = None,
-    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused.")] = 64,
+    queue: Annotated[
+        int, typer.Option(min=0, help="Requests under way beyond one per worker; more are refused.")
+    ] = 64,
+    max_batch: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Samples that run together at most; 0 or 1 turns batching off. At its start the server measures "
+            "which sizes are worth it to each stage.",
+        ),
+    ] = 16,
+    max_wait_ms: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="While every worker is busy: milliseconds that others may go first so that more share a batch; "
+            "0 is strictly by arrival. Nobody waits while a worker is free.",
+        ),
+    ] = 2.0,
     max_message_mb: Annotated[int, typer.Option(min=1, max=2047, help="The largest message in MiB.")] = 64,
 ) -> None:
-    """Serves a bundle's tails over gRPC (Open Inference Protocol v2) until stopped.
+    """Serves the tails of bundles over gRPC (Open Inference Protocol v2) until stopped.
 
     The whole network is the model `NAME`; what follows cut K is `NAME-tail-K`, and `NAME-tail-K-uint8` takes
-    the cut in that mode.
+    the cut in that mode. Requests at any cut share the stages that they have in common, as batches.
+
+    SIGHUP reads the directories again: a bundle that changed is served beside its previous version, so that edges
+    that hold that one go on; new bundles come, those that are gone go, and no request is dropped. SIGTERM and
+    Ctrl-C take no more requests, say that the server is not ready, answer what is under way, and leave.
     """
     import os
 
     from offramp.bundle.bundle import Bundle
+    from offramp.runtime.repository import BundleFolders, Repository
     from offramp.runtime.stages import Stages
     from offramp.runtime.tail import Tail
+    from offramp.runtime.warming import measured_sizes
     from offramp.serving.process import listening
     from offramp.serving.server import GrpcServer
 
-    tail = Tail(Stages(Bundle.load(bundle), threads=threads, provider=provider))
+    def load(bundle: Bundle) -> Tail:
+        stages = Stages(bundle, threads=threads, provider=provider)
+        return Tail(stages, sizes=measured_sizes(stages, max(1, max_batch)))
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    repository = Repository()
+    folders = BundleFolders(bundles, repository, load)
+    for error in folders.reread()[1]:
+        raise error
     with ExitStack() as stack:
         metrics = None
         if http_port is not None:
             with needs_extra("serve --http-port", "serve"):
                 from offramp.serving.http import HttpServer, Metrics
             metrics = Metrics()
-            http = stack.enter_context(HttpServer(metrics, host=host, port=http_port))
-            print(f"offramp serve: http://{host}:{http.port}/metrics", flush=True)
         server = stack.enter_context(
             GrpcServer(
-                tail,
+                repository,
                 host=host,
                 port=grpc_port,
                 workers=workers or cores,
                 queue=queue,
+                max_batch=max(1, max_batch),
+                max_wait_ms=max_wait_ms,
                 max_message_mb=max_message_mb,
                 observer=metrics,
             )
         )
-        names = ", ".join(tail.models)
-        print(f"offramp serve: {listening(f'{host}:{server.port}')}, models {names}", flush=True)
-        server.wait()
+        if metrics is not None and http_port is not None:
+            http = stack.enter_context(HttpServer(metrics, host=host, port=http_port, ready=lambda: server.ready))
+            print(f"offramp serve: http://{host}:{http.port}/metrics", flush=True)
+        names = ", ".join(repository.models)
+        with _asked_to(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as requests:
+            print(f"offramp serve: {listening(f'{host}:{server.port}')}, models {names}", flush=True)
+            while requests.get() == signal.SIGHUP:
+                _reread(folders)
+        print("offramp serve: stopping; requests under way are answered", flush=True)
+        if not server.drain():
+            raise ServerBusyError("requests that took too long were cut off")
+
+
+def _reread(folders: BundleFolders) -> None:
+    changes: list[str] = []
+    try:
+        changes, errors = folders.reread()
+        for error in errors:
+            print_error(error)
+    except OfframpError as clash:
+        print_error(clash)
+    print(f"offramp serve: {', '.join(changes) or 'nothing changed'}", flush=True)
+
+
+@contextmanager
+def _asked_to(*numbers: signal.Signals) -> Iterator[SimpleQueue[int]]:
+    """Signals as a queue, until the block ends; then they mean again what they meant before."""
+    received: SimpleQueue[int] = SimpleQueue()
+    before = {number: signal.signal(number, lambda number, frame: received.put(number)) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run(

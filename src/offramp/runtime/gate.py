@@ -45,3 +45,16 @@ class Gate:
         """Whether a confidence reaches alpha, or the exit's own threshold without one."""
         threshold = self._thresholds[exit_index] if alpha is None else alpha
         return threshold is not None and confidence >= threshold
+
+    def opens(self, exit_index: int) -> bool:
+        """Whether the exit's own threshold lets anybody pass: confidences end at 1."""
+        threshold = self._thresholds[exit_index]
+        return threshold is not None and threshold <= 1
+
+    def sure(self, exit_index: int, logits: NDArray[np.generic]) -> NDArray[np.bool_]:
+        """Which rows of logits (N, classes) reach the exit's own threshold: (N,), as `passes` says one by one."""
+        threshold = self._thresholds[exit_index]
+        if threshold is None:
+            return np.zeros(len(logits), np.bool_)
+        probabilities = softmax(logits.astype(np.float64), self._temperatures[exit_index])
+        return np.asarray(confidence_of(probabilities, self._measure) >= threshold)

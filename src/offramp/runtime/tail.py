@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from offramp.bundle.manifest import Manifest, TensorSpec
 from offramp.errors import DigestMismatchError, InputError, ServerRefusedError
 from offramp.runtime.gate import Gate
+from offramp.runtime.passage import Batch, Job
 from offramp.runtime.stages import Stages, check_tensor
 
-__all__ = ["Channel", "Tail", "TailModel", "TailReply", "TailRequest", "tail_models", "tail_name"]
+__all__ = ["BatchSizes", "Channel", "Tail", "TailModel", "TailReply", "TailRequest", "tail_models", "tail_name"]
 
 
 def tail_name(bundle: str, cut: int, mode: str) -> str:
@@ -76,11 +77,15 @@ class TailReply(NamedTuple):
         logits: (N, classes).
         exits: (N,), which exit answered; None if the server does not say, which means the last.
         server_ms: Computing time on the server; None if it does not say.
+        queue_ms: How long it waited for a worker before; only where it was computed.
+        batch: The most samples that ran beside each other in a stage of its, its own included; only there.
     """
 
     logits: NDArray[np.float32]
     exits: NDArray[np.int64] | None = None
     server_ms: float | None = None
+    queue_ms: float | None = None
+    batch: int | None = None
 
 
 class Channel(Protocol):
@@ -93,31 +98,49 @@ class Channel(Protocol):
         """Lets go of what the channel holds."""
 
 
+class BatchSizes(NamedTuple):
+    """How many samples a server should run beside each other in a stage.
+
+    Attributes:
+        eager: Up to so many a batch is filled whenever somebody waits: each is cheaper for the others.
+        most: Beyond `eager`, up to so many, but only as the line grows: hardly cheaper, so all wait for all.
+    """
+
+    eager: int
+    most: int
+
+
 class Tail:
     """Runs a bundle from any cut to the end, leaving at its own exits where it may.
 
     Args:
         stages: The bundle's sessions; all stages must be held.
+        sizes: For each stage, as `measured_sizes` finds them; None lets a server fill its batches.
         clock: Gives seconds.
 
     Raises:
         ServerRefusedError: The bundle is an edge copy that lacks stages.
     """
 
-    def __init__(self, stages: Stages, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        stages: Stages,
+        *,
+        sizes: Sequence[BatchSizes] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         bundle = stages.bundle
         if bundle.held <= bundle.manifest.last:
             raise ServerRefusedError(
                 f"{bundle.path} is an edge copy with {bundle.held} of {bundle.manifest.last + 1} stages; "
                 "a server needs the whole bundle"
             )
-        self.stages, self.bundle, self._clock = stages, bundle, clock
+        self.stages, self.bundle, self.sizes, self._clock = stages, bundle, sizes, clock
         self._gate = Gate(bundle.tuning)
-        self._last = np.array([bundle.manifest.last])
         self.models: Mapping[str, TailModel] = {model.name: model for model in tail_models(bundle.manifest)}
 
     def infer(self, request: TailRequest, timeout_s: float | None = None) -> TailReply:
-        """Answers one request.
+        """Answers one request, alone.
 
         Raises:
             ServerRefusedError: An unknown model.
@@ -126,6 +149,16 @@ class Tail:
             StageError: ONNX Runtime failed.
         """
         start = self._clock()
+        job = self.admit(request)
+        self.batch(job).run()
+        return TailReply(*job.answer, (self._clock() - start) * 1e3)
+
+    def admit(self, request: TailRequest) -> Job:
+        """A checked and decoded request, ready for a batch.
+
+        Raises:
+            ServerRefusedError, DigestMismatchError, InputError, StageError: As `infer` says.
+        """
         model = self.models.get(request.model)
         if model is None:
             raise ServerRefusedError(f"no model {request.model!r} here; there are {', '.join(self.models)}")
@@ -134,10 +167,12 @@ class Tail:
                 f"the server holds digest {self.bundle.digest[:12]}…, the edge {request.digest[:12]}…; "
                 "give both the same bundle"
             )
-        tensors = self._checked(model, request.tensors)
-        tensors, _ = self.stages.decode(model.cut, model.mode, tensors)
-        logits, exits = self._through(model.cut, tensors, request.final)
-        return TailReply(logits, exits, (self._clock() - start) * 1e3)
+        tensors, _ = self.stages.decode(model.cut, model.mode, self._checked(model, request.tensors))
+        return Job(model.cut + 1, tensors, request.final)
+
+    def batch(self, job: Job) -> Batch:
+        """A job on its way; others may join it."""
+        return Batch(self.stages, self._gate, job)
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -156,28 +191,3 @@ class Tail:
             if batch == 0 or len(tensor) != batch:
                 raise InputError(f"{model.name}: every tensor needs the same batch of at least one")
         return tensors
-
-    def _through(
-        self, cut: int, tensors: list[NDArray[np.generic]], final: bool
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Stages after `cut`; of a batch, the samples that are sure leave at each exit."""
-        last, n = self.bundle.manifest.last, len(tensors[0])
-        if final or cut + 1 == last:  # nobody can leave on the way
-            for i in range(cut + 1, last + 1):
-                tensors, _ = self.stages.stage(i, tensors)
-            return tensors[0].astype(np.float32, copy=False), self._last if n == 1 else self._last.repeat(n)
-        logits = np.zeros((n, *self.bundle.manifest.final_exit().logits.shape), np.float32)
-        exits = np.full(n, last, np.int64)
-        going = np.arange(n)
-        for i in range(cut + 1, last + 1):
-            tensors, _ = self.stages.stage(i, tensors)
-            if i == last:
-                logits[going] = tensors[0]
-            elif self.bundle.manifest.exits[i] is not None:
-                here, _ = self.stages.exit(i, tensors)
-                sure = np.array([self._gate.passes(i, self._gate.belief(i, z).confidence) for z in here])
-                logits[going[sure]], exits[going[sure]] = here[sure], i
-                going, tensors = going[~sure], [t[~sure] for t in tensors]
-                if len(going) == 0:
-                    break
-        return logits, exits
