@@ -66,12 +66,12 @@ class CostModel:
             )
         if list(depths) != sorted(depths) or (depths and depths[0] < 0):
             raise ConfigError(f"depths are layers on the path to each stage's end, ascending, not {tuple(depths)}")
-        heads = f" + {head:g}·heads" if head else ""
+        also = (f" + {head:g}·heads" if head else "") + (f" + {offload:g} if offloaded" if offload else "")
         return cls(
             stages=tuple(gamma * (b - a) for a, b in zip((0, *depths[:-1]), depths, strict=True)),
             exits=(head,) * len(depths),
             sends=(offload,) * len(depths),
-            words=f"{gamma:.4g}·depth{heads} + {offload:g} if offloaded, depths {', '.join(map(str, depths))}",
+            words=f"{gamma:.4g}·depth{also}, depths {', '.join(map(str, depths))}",
         )
 
     def paid(self, stage: int, offloaded: bool, exits: Iterable[int] = ()) -> float:

@@ -87,7 +87,7 @@ def study_uee(settings: UeeSettings, console: Console) -> tuple[list[str], list[
         TraceError: A table that cannot be read, or has no true classes.
     """
     trace = read_table(_path(settings.trace), settings.depths)
-    cost = CostModel.in_layers(settings.depths, gamma=1 / settings.depths[-1])
+    cost = CostModel.in_layers(settings.depths, gamma=1 / settings.depths[-1], offload=0.0)
     facts = exit_facts(trace, cost)
     policies: dict[str, Maker] = {
         **comparisons(trace, offload=False),
