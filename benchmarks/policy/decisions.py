@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from benchmarks.timing import compare, one_core, parser, ratio_text, write_json
 from offramp.policy.base import Action, Context, Observation
 from offramp.policy.cost import CostModel
+from offramp.policy.forecast import Forecast
 from offramp.policy.problem import Problem
 from offramp.policy.registry import make_policy
 from offramp.policy.ucb import UpperConfidence
@@ -36,8 +37,8 @@ FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("splitee", {}),
     ("uee-ucb", {}),
 )
-#: Beside them live only: it has no compiled form.
-WATCHED: tuple[tuple[str, dict[str, Any]], ...] = (("i-splitee", {"drift": "adwin"}),)
+#: Beside them live only: they have no compiled form.
+WATCHED: tuple[tuple[str, dict[str, Any]], ...] = (("i-splitee", {"drift": "adwin"}), ("dynamic-split", {}))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,6 +77,7 @@ def _context() -> Context:
         modes={},
         mode="float",
         cost=CostModel.in_layers(DEPTHS),
+        forecast=Forecast((10.0,) * 7, (0.5,) * 6 + (0.0,), (5.0,) * 7, (10_000,) * 7, 20.0, 8e-4),
     )
 
 
@@ -105,7 +107,7 @@ def _live(name: str, options: Mapping[str, Any], rounds: int, samples: int) -> d
             policy.update(choices[-1], seen[t])
 
     decisions()
-    deep = Action(6, (), watch=tuple(range(6)) if _learner(name, {}).watches else ())
+    deep = Action(6, (), watch=tuple(range(6)) if getattr(make_policy(name), "watches", True) else ())
     choices.append(deep)
     shown[deep] = [_seen(world, deep, i) for i in range(samples)]
     timings = compare(

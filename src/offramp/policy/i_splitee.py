@@ -80,8 +80,10 @@ class ISplitEE(SplitLearner):
         seen, arms, gates = observation.confidences, self.arms, self._gates
         final = self._final_or_estimate(k, action, observation) if k else None
         values: list[float | None] = []
-        for i in range(k):
-            confidence = seen.get(arms[i]) if arms[i] >= 0 else -1.0  # the input has no exit to be sure
+        if k and arms[0] < 0:  # the input has no exit that could be sure
+            values.append(None if final is None else final - gates[0][2])
+        for i in range(len(values), k):
+            confidence = seen.get(arms[i])
             threshold, here, offloaded = gates[i]
             if confidence is None:
                 values.append(None)
