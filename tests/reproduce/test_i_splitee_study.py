@@ -49,7 +49,11 @@ def test_a_quick_look_writes_everything_and_says_what_holds(folder: Path, tmp_pa
                     assert "5γ (" in line
             for rival in ("split-0-all", "server-only", "cascade"):
                 assert f"- {title}, gates {gates}, {rival} beside i-splitee,audit=0.05: " in text
-        assert found["said"] == [line[2:] for line in text.splitlines() if line.startswith("- ")]
+        bars = text.split("## Every bar")[1].split("## Tables")[0]
+        assert found["said"] == [line[2:] for line in bars.splitlines() if line.startswith("- ")]
+        short = [line for line in text.split("## Every bar")[0].splitlines() if line.startswith("- Gates ")]
+        assert len(short) == 3
+        assert all("server-only -" in line and " % of the cost at " in line for line in short)
         assert len(found["settings"]) == 6
         for setting in found["settings"]:
             final = setting["policies"]["edge-only"]

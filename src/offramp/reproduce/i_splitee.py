@@ -201,6 +201,21 @@ def sentences(found: Found) -> list[str]:
     return [*lines, f"{title}: {sentence(found.change)}"]
 
 
+def in_short(found: Found) -> list[str]:
+    """A line per choice of gates: what learners and simple ways save, from the first offload cost to the last."""
+    lines = []
+    for settings in found.settings:
+        told = []
+        for name in (*JUDGED, *_RIVALS):
+            saved = [signed(-100 * s.saved(name), 1) for s in settings]
+            points = [signed(s.points(name), 2) for s in settings]
+            told.append(f"{name} {saved[0]} to {saved[-1]} % of the cost at {points[0]} to {points[-1]} points")
+        lines.append(
+            f"Gates {settings[0].gates.name}, o = {settings[0].label} to {settings[-1].label}: {'; '.join(told)}"
+        )
+    return lines
+
+
 def _best_arms(found: Found) -> str:
     arms = sorted({arm for settings in found.settings for s in settings for arm in s.best})
     if len(arms) == 1:
@@ -223,8 +238,15 @@ def _written(found: Found, tables: Sequence[str], out: Path, name: str, command:
         f"more if anything is sent, γ = {GAMMA:g}; depths {depths}. SplitEE and SplitEE-S are played on these "
         "traces: their own paper's tables are of ElasticBERT, and are not repeated here.",
         "",
+        "## In short",
+        "Against the final exit, averaged over the levels; the first table says which gates are which.",
+        "",
+        *(f"- {line}" for line in in_short(found)),
+        "",
+        "## Every bar",
         *(f"- {line}" for line in verdict.splitlines()),
         "",
+        "## Tables",
     ]
     for table in shown:
         text += ["```text", table, "```", ""]
