@@ -12,6 +12,8 @@ __all__ = ["LinkEstimate"]
 _USUAL_MS, _USUAL_MS_PER_BYTE = 20.0, 8e-3 / 10.0
 #: By what part of themselves they wander from one transfer to the next.
 _DRIFT = 0.1
+#: How much one transfer teaches of how much larger chance is here.
+_LEARNT = 0.05
 #: Deviations beyond which a surprise is no chance: the link has become another one.
 _ANOTHER = 3.0
 #: The part of a transfer's expected time that is chance, and the milliseconds that a process may come too late.
@@ -41,6 +43,8 @@ class LinkEstimate:
         self.ms_per_byte = 0.0 if link_mbps is None else 8e-3 / link_mbps
         rate = 0.3 * self.ms_per_byte or _USUAL_MS_PER_BYTE
         self._covariance = (_USUAL_MS**2, 0.0, rate**2)
+        #: How many times larger than usual the variance of chance has turned out.
+        self._chance = 1.0
         #: Whether the last transfer was a surprise; before the first one nothing can be.
         self._surprised = True
 
@@ -56,8 +60,12 @@ class LinkEstimate:
         bb += (_DRIFT * self.ms_per_byte) ** 2
         # With h = (1, bytes): innovation, its variance, and the gain.
         expected = self.round_trip_ms + self.ms_per_byte * payload_bytes
-        surprise, noise = ms - expected, (_NOISE * expected + _LATE_MS) ** 2
-        if surprise**2 > _ANOTHER**2 * (aa + (2 * ab + bb * payload_bytes) * payload_bytes + noise):
+        usual = (_NOISE * expected + _LATE_MS) ** 2
+        surprise, noise = ms - expected, usual * max(1.0, self._chance)
+        doubt = aa + (2 * ab + bb * payload_bytes) * payload_bytes
+        if doubt < noise:  # what surprises is chance rather than what is not known yet
+            self._chance += _LEARNT * (min(surprise**2, _ANOTHER**2 * noise) / usual - self._chance)
+        if surprise**2 > _ANOTHER**2 * (doubt + noise):
             if not self._surprised:
                 self._surprised = True
                 return
