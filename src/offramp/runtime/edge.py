@@ -29,6 +29,7 @@ from offramp.runtime.breaker import CircuitBreaker
 from offramp.runtime.conditions import Conditions
 from offramp.runtime.gate import Gate
 from offramp.runtime.head import Head
+from offramp.runtime.pipeline import Pipeline
 from offramp.runtime.result import Latency, Result, Status, Where
 from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Channel, TailRequest, tail_name
@@ -128,17 +129,52 @@ class Edge:
         if self._server is not None:
             self._server.close()
 
-    def run(self, inputs: Iterable[Any]) -> Iterator[Result]:
+    def run(self, inputs: Iterable[Any], *, under_way: int = 1) -> Iterator[Result]:
         """Exactly one result per input, in order; an input that cannot be run gives a "failed" one.
+
+        With several inputs under way the next ones' heads run while answers are awaited. The policy still chooses
+        once per input, in the inputs' order, and is told once of each, but when its answer comes: after it has
+        chosen for up to `under_way` − 1 later ones, and not always in their order. An input's latency and deadline
+        count from when its head begins. All computing, falling back included, is done by whoever asks for the
+        results; the server is asked, and `inputs` are read, in other threads, which end with the iterator.
 
         Args:
             inputs: Each as `infer` takes it.
+            under_way: The most inputs that are taken and have no result yet.
+
+        Raises:
+            ConfigError: Fewer than one under way.
+            ActionError: The policy chose what this edge cannot do. As with whatever else the policy or the inputs
+                raise, and a Ctrl-C, the results of what is under way come first.
         """
+        if not isinstance(under_way, int) or under_way < 1:
+            raise ConfigError(f"under_way is a whole number of inputs, at least 1, not {under_way!r}")
+        if under_way > 1:
+            steps = Pipeline(under_way, begin=self._try_to_begin, send=self._sent, finish=self._try_to_finish)
+            return steps.run(inputs)
+        return self._one_by_one(inputs)
+
+    def _one_by_one(self, inputs: Iterable[Any]) -> Iterator[Result]:
         for index, x in enumerate(inputs):
-            try:
-                yield self.infer(x, index=index)
-            except (InputError, StageError) as error:
-                yield Result(index, "failed", error=str(error))
+            trip = self._try_to_begin(x, index)
+            if isinstance(trip, Result):
+                yield trip
+                continue
+            if trip.request is not None:
+                self._sent(trip)
+            yield self._try_to_finish(trip)
+
+    def _try_to_begin(self, x: Any, index: int) -> Trip | Result:
+        try:
+            return self._begun(x, index)
+        except (InputError, StageError) as error:
+            return Result(index, "failed", error=str(error))
+
+    def _try_to_finish(self, trip: Trip) -> Result:
+        try:
+            return self._finished(trip)
+        except (InputError, StageError) as error:
+            return Result(trip.index, "failed", error=str(error))
 
     def infer(self, x: Any, *, index: int = 0) -> Result:
         """The result of one input.
@@ -256,6 +292,7 @@ class Edge:
             final=not any(e > action.split for e in action.exits),
             gzip=action.gzip,
         )
+        self.breaker.begun()
         trip.sent_cut, trip.payload_bytes = trip.stage, sum(t.nbytes for t in tensors.values())
 
     def _server_answer(self, trip: Trip) -> int | None:
