@@ -20,6 +20,7 @@ ALL = (
     "bundle.int8",
     "policy.decisions",
     "serving.roundtrip",
+    "edge.pipeline",
     "exits.width",
     "exits.cached",
     "exits.side",
