@@ -1,7 +1,7 @@
 """Inputs per second of `Edge.run` with several under way, beside one by one, over an emulated link.
 
-Server and link are processes of their own, as in use. Every input is offloaded. The limit is what the slower of
-edge and link allows: 1 / max(head, waiting / under way), head and waiting as one by one measures them.
+Server and link are processes of their own, as in use. Every input is offloaded. The limit is what edge and link
+allow: the smaller of 1 / head and under way / (head + waiting), head and waiting as one by one measures them.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _cases(timings: dict[str, Timing], seen: dict[int, list[Result]], count: int
     cases = []
     for n in UNDER_WAY:
         timing = timings[str(n)]
-        limit = 1e3 / (head_ms + waits_ms if n == 1 else max(head_ms, waits_ms / n))
+        limit = 1e3 * min(1 / head_ms, n / (head_ms + waits_ms))
         rate = 1e3 * count / timing.median_ms
         latency = [r.latency_ms for r in seen[n]]
         cases.append(
