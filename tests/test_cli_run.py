@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 from test_cli import assert_clear_error, lines, offramp
 
+from offramp.runtime.board_energy import find_board_energy
 from offramp.serving.process import running
 
 COUNT = 120
@@ -184,6 +186,24 @@ def test_what_cannot_be_gone_on_with(digits_bundle, pixels, tmp_path) -> None:
     np.save(other, np.load(pixels))
     assert_clear_error(offramp(*run, other, "--resume", "--out", out), 2, "as input 0", "same order")
     assert out.read_bytes() == kept
+
+
+# --- energy ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_energy_is_said_where_it_is_measured(digits_bundle, pixels, tmp_path, monkeypatch, counted) -> None:
+    zone = tmp_path / "class/powercap/intel-rapl:0"
+    if counted:
+        zone.mkdir(parents=True)
+        for name, value in (("name", "package-0"), ("energy_uj", 5), ("max_energy_range_uj", 10**9)):
+            (zone / name).write_text(f"{value}\n")
+    monkeypatch.setattr("offramp.runtime.board_energy.find_board_energy", partial(find_board_energy, tmp_path))
+    done = offramp("run", digits_bundle, pixels)
+    assert done.returncode == 0, done.stderr
+    said = "energy measured: 0 J, 0 mJ per input (package-0 by RAPL, with all else that ran meanwhile)"
+    assert (said in done.stderr) is counted
+    assert ("energy" in done.stderr) is counted
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,7 @@ def run(
     from offramp.policy.registry import make_policy, parse_policy
     from offramp.report.lines import LineSink, take_up
     from offramp.report.live import run_inputs
+    from offramp.runtime.board_energy import find_board_energy
     from offramp.runtime.live_sources import CAMERA
     from offramp.runtime.sources import find_inputs, read_inputs
     from offramp.serving.link import parse_rate
@@ -171,7 +172,8 @@ def run(
         try:
             samples = read_inputs(sources, loaded.manifest.inputs, loaded.manifest.preprocessing, done=done)
             sink = LineSink(file, first=len(done))
-            failed = run_inputs(edge, samples, sink, Console(stderr=True), under_way=under_way)
+            board = find_board_energy()
+            failed = run_inputs(edge, samples, sink, Console(stderr=True), under_way=under_way, board=board)
         finally:
             if state is not None:
                 save_state(chosen, state, edge.bundle.digest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from offramp.bundle.bundle import Bundle
 from offramp.connect import Edge as ConnectedEdge
 from offramp.policy.base import Policy
 from offramp.report.rows import rows_table, summarise
+from offramp.runtime.board_energy import BoardEnergy
 from offramp.runtime.edge import Edge
 from offramp.runtime.result import Result, Status
 
@@ -32,6 +33,7 @@ def run_inputs(
     console: Console,
     *,
     under_way: int = 1,
+    board: BoardEnergy | None = None,
 ) -> int:
     """Runs named inputs; gives how many failed.
 
@@ -41,6 +43,7 @@ def run_inputs(
         sink: Gets each input's name and result at once, in order.
         console: Gets the progress, and the summary even after a Ctrl-C.
         under_way: As `Edge.run` takes it.
+        board: The board's energy counters, if it has any.
     """
     name = edge.policy.name
     sources: deque[str] = deque()  # of the inputs under way
@@ -53,7 +56,10 @@ def run_inputs(
             yield x
 
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with (
+        Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress,
+        board or nullcontext(),
+    ):
         task = progress.add_task(name, total=None)
         try:
             for result in edge.run(unnamed(), under_way=under_way):
@@ -65,6 +71,7 @@ def run_inputs(
         finally:
             if last:
                 _summary(name, last, counts, console)
+                _energy(board, counts.total(), console)
     return counts["failed"]
 
 
@@ -123,3 +130,11 @@ def _summary(name: str, last: Sequence[Result], counts: Counter[Status], console
     console.print(table, markup=False, highlight=False, soft_wrap=True)
     for reason in dict.fromkeys(r.error for r in last if r.error):
         console.print(f"note: {reason}", markup=False, highlight=False)
+
+
+def _energy(board: BoardEnergy | None, inputs: int, console: Console) -> None:
+    joules = None if board is None else board.joules()
+    if board is not None and joules is not None:
+        each = f"{joules:.3g} J, {1e3 * joules / inputs:.3g} mJ per input"
+        text = f"energy measured: {each} ({board.name}, with all else that ran meanwhile)"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)

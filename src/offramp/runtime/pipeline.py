@@ -128,8 +128,10 @@ class Pipeline:
             senders.submit(self._send_and_tell, trip)
 
     def _send_and_tell(self, trip: Trip) -> None:
-        self._send(trip)
-        self._events.put(trip)
+        try:
+            self._send(trip)
+        finally:
+            self._events.put(trip)
 
 
 class _Reader:
