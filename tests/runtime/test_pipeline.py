@@ -16,7 +16,7 @@ from offramp.policy.registry import POLICIES, make_policy
 from offramp.runtime.breaker import CircuitBreaker
 from offramp.runtime.edge import Edge
 from offramp.runtime.stages import Stages
-from offramp.runtime.tail import Tail
+from offramp.runtime.tail import Tail, TailReply
 
 UNSURE = {0: 0.6, 2: 0.7, 3: 0.95}
 #: A thread that waits for another one fails the test rather than hanging it.
@@ -397,3 +397,57 @@ def test_a_source_that_waits_holds_up_neither_results_nor_the_end(make_edge, tai
     assert sure_of([next(results), next(results)]) == [0, 1]
     given.set()
     assert sure_of(results) == [0]
+
+
+# --- everything at once ---------------------------------------------------------------------------------
+
+REPLIES = {
+    "late": DeadlineError("late"),
+    "gone": ServerUnavailableError("gone"),
+    "nan": TailReply(np.full((1, 2), np.nan, np.float32)),
+    "shape": TailReply(np.zeros((3, 2), np.float32)),
+    "exit": TailReply(np.zeros((1, 2), np.float32), np.array([-5])),
+}
+
+
+class Faulty:
+    """A tail that is slow, gone, late or out of its mind, as a seed says."""
+
+    def __init__(self, tail, seed):
+        self._tail, self._draws, self._lock = tail, random.Random(seed), threading.Lock()
+        self._faulty = self._draws.choice((0.0, 0.2, 0.9))
+
+    def infer(self, request, timeout_s=None):
+        with self._lock:
+            pause, fault = self._draws.random() / 300, self._draws.random() < self._faulty
+            kind = self._draws.choice(list(REPLIES))
+        time.sleep(pause)
+        if not fault:
+            return self._tail.infer(request, timeout_s)
+        if isinstance(REPLIES[kind], Exception):
+            raise REPLIES[kind]
+        return REPLIES[kind]
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_happens_every_input_has_one_result_right_or_marked(make_edge, tail, says, seed):
+    draws = random.Random(seed)
+    count, under_way = draws.randint(1, 40), draws.randint(2, 9)
+    inputs, labels = [], []
+    for _ in range(count):
+        labels.append(draws.randint(0, 1) if draws.random() < 0.9 else None)
+        sure = {e: draws.choice((0.6, 0.9)) for e in (0, 2, 3)}
+        inputs.append("broken" if labels[-1] is None else says(sure, label=labels[-1]))
+    policy = make_policy(draws.choice(list(POLICIES)), seed=seed)
+    breaker = CircuitBreaker(failures=draws.choice((1, 3, 1000)), reset_s=draws.choice((0.0, 0.005)))
+    edge = make_edge(Faulty(tail, seed), policy, breaker=breaker)
+    results = list(edge.run(iter(inputs), under_way=under_way))
+    assert [r.index for r in results] == list(range(count))
+    assert [r.label for r in results] == labels  # every exit says the same class, so right is right anywhere
+    for r, label in zip(results, labels, strict=True):
+        assert r.status == "failed" if label is None else r.status in ("ok", "degraded")
+        assert (r.error is not None) == (r.status != "ok")
+        assert r.where != "server" or r.status == "ok"
