@@ -206,6 +206,21 @@ def test_energy_is_said_where_it_is_measured(digits_bundle, pixels, tmp_path, mo
     assert ("energy" in done.stderr) is counted
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_ends_the_run(digits_bundle, pixels) -> None:
+    assert_clear_error(offramp("run", digits_bundle, pixels, "--out", "/dev/full"), 1, "pixels.npy[0]", "No space")
+
+
+def test_whoever_reads_may_stop(digits_bundle, pixels) -> None:
+    process = start(digits_bundle, pixels)
+    assert process.stdout.readline()
+    process.stdout.close()
+    said = process.stderr.read()
+    process.wait(PATIENCE_S)
+    process.stderr.close()
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -2,12 +2,15 @@
 
 Server and link are processes of their own, as in use. Every input is offloaded. The limit is what edge and link
 allow: the smaller of 1 / head and under way / (head + waiting), head and waiting as one by one measures them.
+Server and link compute too, on the same cores; beside them stands a channel that only waits as long, which
+leaves the loop's own cost.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -26,6 +29,7 @@ from offramp.bundle.partition import describe
 from offramp.connect import Edge
 from offramp.policy.fixed import FixedSplit
 from offramp.runtime.result import Result
+from offramp.runtime.tail import Channel, TailReply, TailRequest
 from offramp.serving.link import LinkSettings
 from offramp.serving.process import served
 from offramp.tables import table_text
@@ -47,18 +51,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     link = LinkSettings(delay_s=DELAY_S)
     with tempfile.TemporaryDirectory() as folder:
         bundle = _bundle(Path(folder) / "deep.bundle")
-        with (
-            served(bundle.path, link) as address,
-            Edge(bundle, address, FixedSplit(0, gated=False), deadline_ms=10_000.0) as edge,
-        ):
-            seen: dict[int, list[Result]] = {n: [] for n in UNDER_WAY}
-            runs: dict[str, Callable[[], object]] = {
-                str(n): partial(_run, edge, inputs, n, seen[n]) for n in UNDER_WAY
-            }
-            timings = compare(runs, rounds=rounds, budget_s=90.0)
-    cases = _cases(timings, seen, count)
-    print(_table(cases, link))
-    print(f"written: {write_json(arguments, {'link': link.words, 'inputs': count, 'cases': cases})}")
+        waiting = _measured(bundle, _Waiting(), inputs, rounds)
+        with served(bundle.path, link) as address:
+            linked = _measured(bundle, address, inputs, rounds)
+    print(_table(linked, f"Inputs under way over a link of {link.words}"))
+    print(_table(waiting, f"A channel that waits {2e3 * DELAY_S:g} ms"))
+    figures = {"link": link.words, "inputs": count, "linked": linked, "waiting": waiting}
+    print(f"written: {write_json(arguments, figures)}")
+
+
+class _Waiting:
+    """A channel that answers after the link's round trip, and does nothing meanwhile."""
+
+    def infer(self, request: TailRequest, timeout_s: float | None = None) -> TailReply:
+        time.sleep(2 * DELAY_S)
+        return TailReply(np.zeros((1, CLASSES), np.float32))
+
+    def close(self) -> None:
+        pass
+
+
+def _measured(
+    bundle: Bundle, server: str | Channel, inputs: Sequence[NDArray[np.float32]], rounds: int
+) -> list[dict[str, Any]]:
+    with Edge(bundle, server, FixedSplit(0, gated=False), deadline_ms=10_000.0) as edge:
+        seen: dict[int, list[Result]] = {n: [] for n in UNDER_WAY}
+        runs: dict[str, Callable[[], object]] = {
+            str(n): partial(_run, edge, inputs, n, seen[n]) for n in UNDER_WAY
+        }
+        return _cases(compare(runs, rounds=rounds, budget_s=60.0), seen, len(inputs))
 
 
 def _run(edge: Edge, inputs: Sequence[NDArray[np.float32]], under_way: int, seen: list[Result]) -> None:
@@ -138,7 +159,7 @@ def _model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
-def _table(cases: Sequence[dict[str, Any]], link: LinkSettings) -> str:
+def _table(cases: Sequence[dict[str, Any]], title: str) -> str:
     rows = [
         [
             str(case["under_way"]),
@@ -153,7 +174,7 @@ def _table(cases: Sequence[dict[str, Any]], link: LinkSettings) -> str:
         for case in cases
     ]
     heads = ["under way", "inputs/s (10th-90th)", "over 1", "limit", "of it", "head ms", "latency ms", "95th"]
-    return table_text(f"Inputs under way over a link of {link.words}", heads, rows)
+    return table_text(title, heads, rows)
 
 
 if __name__ == "__main__":

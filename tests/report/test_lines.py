@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from pathlib import Path
 
 import pytest
 
-from offramp.errors import ConfigError
+from offramp.errors import ConfigError, OfframpError
 from offramp.report.lines import LineSink, take_up
 from offramp.runtime.result import Result
 
@@ -73,6 +74,16 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path, content: bytes, line: int)
     assert path.read_bytes() == content
 
 
-def test_what_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot go on with"):
-        take_up(tmp_path)
+def test_what_cannot_be_gone_on_with_is_an_error(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/dev/zero")):  # which would be read without end
+        with pytest.raises(ConfigError, match="is no file"):
+            take_up(path)
+
+
+def test_a_full_disk_is_an_error_of_ours() -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OfframpError, match=r"result of a.png cannot be written: No space"):
+        LineSink(Full())("a.png", Result(0, "ok"))

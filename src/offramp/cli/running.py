@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
@@ -215,10 +216,17 @@ def link(
     )
 
 
-def _sink(out: Path | None, resume: bool) -> Any:
+@contextmanager
+def _sink(out: Path | None, resume: bool) -> Iterator[TextIO]:
     if out is None:
-        return nullcontext(sys.stdout)
+        yield sys.stdout
+        return
     try:
-        return out.open("a" if resume else "w", encoding="utf-8")
+        file = out.open("a" if resume else "w", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error.strerror}") from error
+    try:
+        yield file
+    finally:
+        with suppress(OSError):  # what cannot be written was said when it was tried
+            file.close()

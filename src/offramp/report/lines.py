@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from offramp.errors import ConfigError
+from offramp.errors import ConfigError, OfframpError
 from offramp.runtime.result import Result
 
 __all__ = ["LineSink", "take_up"]
@@ -27,10 +27,19 @@ class LineSink:
         self._file, self._first = file, first
 
     def __call__(self, name: str, result: Result) -> None:
-        """Writes the result of the input with that name."""
+        """Writes the result of the input with that name.
+
+        Raises:
+            OfframpError: It cannot be written.
+        """
         numbered = replace(result, index=result.index + self._first)
-        self._file.write(json.dumps({"input": name, **numbered.to_dict()}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"input": name, **numbered.to_dict()}) + "\n")
+            self._file.flush()
+        except BrokenPipeError:  # whoever reads has seen enough, which is no error
+            raise
+        except OSError as error:
+            raise OfframpError(f"the result of {name} cannot be written: {error.strerror}") from error
 
 
 def take_up(path: Path) -> list[str]:
@@ -47,6 +56,8 @@ def take_up(path: Path) -> list[str]:
     try:
         if not path.exists():
             return []
+        if not path.is_file():
+            raise ConfigError(f"{path} is no file, so there is nothing in it to go on with")
         with path.open("r+b") as file:
             for number, line in enumerate(file):
                 if not line.endswith(b"\n"):

@@ -156,13 +156,10 @@ class Edge:
 
     def _one_by_one(self, inputs: Iterable[Any]) -> Iterator[Result]:
         for index, x in enumerate(inputs):
-            trip = self._try_to_begin(x, index)
-            if isinstance(trip, Result):
-                yield trip
-                continue
-            if trip.request is not None:
-                self._sent(trip)
-            yield self._try_to_finish(trip)
+            try:
+                yield self.infer(x, index=index)
+            except (InputError, StageError) as error:
+                yield Result(index, "failed", error=str(error))
 
     def _try_to_begin(self, x: Any, index: int) -> Trip | Result:
         try:
