@@ -399,6 +399,22 @@ def test_a_source_that_waits_holds_up_neither_results_nor_the_end(make_edge, tai
     assert sure_of(results) == [0]
 
 
+def test_a_source_that_never_gives_way_does_not_hold_up_who_leaves(make_edge, tail, numbered):
+    let_go = threading.Event()
+
+    def inputs():
+        yield from numbered(2)
+        assert let_go.wait(PATIENCE_S)
+
+    results = make_edge(Far(tail), ServerOnly()).run(inputs(), under_way=4)
+    next(results)
+    begun = time.monotonic()
+    results.close()
+    assert time.monotonic() - begun < PATIENCE_S / 2
+    let_go.set()  # its thread ends with it
+    until(lambda: not any(t.name == "offramp-read" for t in threading.enumerate()))
+
+
 # --- everything at once ---------------------------------------------------------------------------------
 
 REPLIES = {
