@@ -23,6 +23,7 @@ ALL = (
     "serving.batching",
     "serving.queueing",
     "edge.install",
+    "edge.pipeline",
     "exits.width",
     "exits.cached",
     "exits.side",

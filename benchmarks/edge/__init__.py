@@ -1,1 +1,1 @@
-"""Benchmarks of what an edge device needs."""
+"""Benchmarks of the edge: what it installs, how soon it answers, its loop."""

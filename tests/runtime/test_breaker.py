@@ -52,6 +52,20 @@ def test_an_answered_probe_closes_it_for_good(clock):
     assert breaker.allows()
 
 
+def test_while_a_probe_is_out_there_is_no_other(clock):
+    breaker = failed(CircuitBreaker(failures=1, reset_s=2.0, clock=clock), 1)
+    clock.now += 2.0
+    assert breaker.allows()
+    breaker.begun()
+    assert not breaker.allows()
+    clock.now += 2.0
+    assert breaker.allows()  # the probe never came back
+    breaker.begun()
+    breaker.succeeded()
+    breaker.begun()
+    assert breaker.allows()
+
+
 def test_no_reset_time_probes_at_once(clock):
     breaker = failed(CircuitBreaker(failures=1, reset_s=0.0, clock=clock), 5)
     assert breaker.open

@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 from rich.console import Console
@@ -146,7 +146,14 @@ def _asked_to(*numbers: signal.Signals) -> Iterator[SimpleQueue[int]]:
 
 def run(
     bundle: BundleArgument,
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, .npy or .npz files, folders.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Images, .npy or .npz files, folders, patterns such as `'photos/**/*.jpg'`; `-` reads paths from "
+            "the standard input, one per line; `camera:0`.",
+        ),
+    ],
     server: ServerOption = None,
     policy: Annotated[
         str,
@@ -168,6 +175,13 @@ def run(
         ),
     ] = None,
     cost: Annotated[str, typer.Option(metavar="NAME=VALUE,...", help=COST_HELP)] = "",
+    under_way: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Inputs at once: the next ones' heads run while answers are awaited. 1 has the lowest latency.",
+        ),
+    ] = 1,
     edge_slowdown: SlowdownOption = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="For policies that draw.")] = 0,
     state: Annotated[
@@ -175,6 +189,14 @@ def run(
         typer.Option(help="A file that keeps what the policy learned: read if it is there, written at the end."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A file for the JSON lines, instead of the output.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on behind the last whole line in --out, if there is one: nothing is run twice. Give the same "
+            "inputs again.",
+        ),
+    ] = False,
 ) -> None:
     """Runs inputs through the edge: one JSON line per input on the output, a summary on the error output.
 
@@ -184,18 +206,26 @@ def run(
     from offramp.connect import Edge
     from offramp.policy.memory import load_state, save_state
     from offramp.policy.registry import make_policy, parse_policy
-    from offramp.report.live import run_files
-    from offramp.runtime.sources import find_inputs
+    from offramp.report.lines import LineSink, take_up
+    from offramp.report.live import run_inputs
+    from offramp.runtime.board_energy import find_board_energy
+    from offramp.runtime.live_sources import CAMERA
+    from offramp.runtime.sources import find_inputs, read_inputs
     from offramp.serving.link import parse_rate
 
+    if resume and out is None:
+        raise ConfigError("--resume goes on with a file of results; name it with --out")
     bits = 0.0 if link_rate is None else parse_rate(link_rate)
-    files, loaded = find_inputs(inputs), Bundle.load(bundle)
+    if resume and any(name.startswith(CAMERA) for name in inputs):
+        raise ConfigError("a camera's frames do not come again, so --resume cannot leave out those that are done")
+    sources, loaded = find_inputs(inputs), Bundle.load(bundle)
     name, options = parse_policy(policy)
     if alpha is not None:
         if "alpha" in options:
             raise ConfigError(f"--alpha {alpha} and {policy!r} both name the gates' threshold; leave one out")
         options["alpha"] = alpha
     chosen = make_policy(name, seed=seed, **options)
+    done = take_up(out) if out is not None and resume else []
     with (
         Edge(
             loaded,
@@ -206,16 +236,19 @@ def run(
             cost=parse_cost(cost, [stage.depth for stage in loaded.manifest.stages]),
             slowdown=edge_slowdown,
         ) as edge,
-        _sink(out) as sink,
+        _sink(out, resume) as file,
     ):
         if state is not None and state.exists():
             load_state(chosen, state, edge.bundle.digest)
         try:
-            results = run_files(edge, files, sink, Console(stderr=True))
+            samples = read_inputs(sources, loaded.manifest.inputs, loaded.manifest.preprocessing, done=done)
+            sink = LineSink(file, first=len(done))
+            board = find_board_energy()
+            failed = run_inputs(edge, samples, sink, Console(stderr=True), under_way=under_way, board=board)
         finally:
             if state is not None:
                 save_state(chosen, state, edge.bundle.digest)
-    if any(result.status == "failed" for result in results):
+    if failed:
         raise typer.Exit(1)
 
 
@@ -253,10 +286,17 @@ def link(
     )
 
 
-def _sink(out: Path | None) -> Any:
+@contextmanager
+def _sink(out: Path | None, resume: bool) -> Iterator[TextIO]:
     if out is None:
-        return nullcontext(sys.stdout)
+        yield sys.stdout
+        return
     try:
-        return out.open("w", encoding="utf-8")
+        file = out.open("a" if resume else "w", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error.strerror}") from error
+    try:
+        yield file
+    finally:
+        with suppress(OSError):  # what cannot be written was said when it was tried
+            file.close()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import ConfigError, DatasetError
 
-__all__ = ["IMAGE_SUFFIXES", "ImageData", "class_balanced", "image_folder", "load_image"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["IMAGE_SUFFIXES", "ImageData", "class_balanced", "fitted", "image_folder", "load_image"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
@@ -75,14 +79,27 @@ def load_image(path: str | Path, size: tuple[int, int], *, color: bool) -> NDArr
 
     try:
         with Image.open(path) as image:
-            shown = image.convert("RGB" if color else "L")
-            if shown.size != (size[1], size[0]):
-                shown = shown.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-            return np.array(shown, dtype=np.uint8)
+            return _resized(image, size, color=color)
     except FileNotFoundError as error:
         raise DatasetError(f"there is no file {path}") from error
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path} is not an image that can be read: {error}") from error
+
+
+def fitted(pixels: NDArray[np.uint8], size: tuple[int, int], *, color: bool) -> NDArray[np.uint8]:
+    """RGB pixels (H, W, 3) as `load_image` gives those of a file."""
+    from PIL import Image
+
+    return _resized(Image.fromarray(pixels), size, color=color)
+
+
+def _resized(image: Image, size: tuple[int, int], *, color: bool) -> NDArray[np.uint8]:
+    from PIL.Image import Resampling
+
+    shown = image.convert("RGB" if color else "L")
+    if shown.size != (size[1], size[0]):
+        shown = shown.resize((size[1], size[0]), Resampling.BILINEAR)
+    return np.array(shown, dtype=np.uint8)
 
 
 def class_balanced(labels: NDArray[np.int64], per_class: int, seed: int) -> NDArray[np.int64]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TextIO
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,46 +16,63 @@ from offramp.bundle.bundle import Bundle
 from offramp.connect import Edge as ConnectedEdge
 from offramp.policy.base import Policy
 from offramp.report.rows import rows_table, summarise
+from offramp.runtime.board_energy import BoardEnergy
 from offramp.runtime.edge import Edge
-from offramp.runtime.result import Result
-from offramp.runtime.sources import read_inputs
+from offramp.runtime.result import Result, Status
 
-__all__ = ["run_files", "run_policies", "stage_progress"]
+__all__ = ["run_inputs", "run_policies", "stage_progress"]
+
+#: Results that a summary is made of: the last ones, so that a run may go on for ever.
+SUMMED = 10_000
 
 
-def run_files(edge: Edge, files: Sequence[Path], sink: TextIO, console: Console) -> list[Result]:
-    """Runs every input of some files.
+def run_inputs(
+    edge: Edge,
+    inputs: Iterable[tuple[str, Any]],
+    sink: Callable[[str, Result], None],
+    console: Console,
+    *,
+    under_way: int = 1,
+    board: BoardEnergy | None = None,
+) -> int:
+    """Runs named inputs; gives how many failed.
 
     Args:
         edge: The edge.
-        files: As `find_inputs` gives them.
-        sink: Gets one JSON line per input, at once.
+        inputs: As `read_inputs` gives them.
+        sink: Gets each input's name and result at once, in order.
         console: Gets the progress, and the summary even after a Ctrl-C.
+        under_way: As `Edge.run` takes it.
+        board: The board's energy counters, if it has any.
     """
-    manifest, name = edge.bundle.manifest, edge.policy.name
-    sources: list[str] = []
-    results: list[Result] = []
+    name = edge.policy.name
+    sources: deque[str] = deque()  # of the inputs under way
+    last: deque[Result] = deque(maxlen=SUMMED)
+    counts: Counter[Status] = Counter()
 
-    def inputs() -> Iterator[Any]:
-        for source, x in read_inputs(files, manifest.inputs, manifest.preprocessing):
+    def unnamed() -> Iterator[Any]:
+        for source, x in inputs:
             sources.append(source)
             yield x
 
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with (
+        Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress,
+        board or nullcontext(),
+    ):
         task = progress.add_task(name, total=None)
-        worse = 0
         try:
-            for result in edge.run(inputs()):
-                results.append(result)
-                sink.write(json.dumps({"input": sources[-1], **result.to_dict()}) + "\n")
-                sink.flush()
-                worse += result.status != "ok"
+            for result in edge.run(unnamed(), under_way=under_way):
+                sink(sources.popleft(), result)
+                last.append(result)
+                counts[result.status] += 1
+                worse = counts["degraded"] + counts["failed"]
                 progress.update(task, advance=1, description=f"{name}, {worse} degraded or failed")
         finally:
-            if results:
-                _summary(name, results, console)
-    return results
+            if last:
+                _summary(name, last, counts, console)
+                _energy(board, counts.total(), console)
+    return counts["failed"]
 
 
 def run_policies(
@@ -106,10 +122,19 @@ def stage_progress(console: Console, what: str, total: int) -> Iterator[Callable
         yield lambda n: progress.advance(task, n)
 
 
-def _summary(name: str, results: Sequence[Result], console: Console) -> None:
-    degraded, failed = (sum(r.status == status for r in results) for status in ("degraded", "failed"))
-    title = f"{len(results)} inputs, {degraded} degraded, {failed} failed"
-    table = rows_table([summarise(name, results)], title=title)
+def _summary(name: str, last: Sequence[Result], counts: Counter[Status], console: Console) -> None:
+    total = counts.total()
+    title = f"{total} inputs, {counts['degraded']} degraded, {counts['failed']} failed"
+    caption = f"of the last {len(last)}" if len(last) < total else ""
+    table = rows_table([summarise(name, last)], title=title, caption=caption)
     console.print(table, markup=False, highlight=False, soft_wrap=True)
-    for reason in dict.fromkeys(r.error for r in results if r.error):
+    for reason in dict.fromkeys(r.error for r in last if r.error):
         console.print(f"note: {reason}", markup=False, highlight=False)
+
+
+def _energy(board: BoardEnergy | None, inputs: int, console: Console) -> None:
+    joules = None if board is None else board.joules()
+    if board is not None and joules is not None:
+        each = f"{joules:.3g} J, {1e3 * joules / inputs:.3g} mJ per input"
+        text = f"energy measured: {each} ({board.name}, with all else that ran meanwhile)"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)

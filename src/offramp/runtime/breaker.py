@@ -40,6 +40,11 @@ class CircuitBreaker:
         """Whether a call may be made now."""
         return not self.open or self._clock() >= self._probe_at
 
+    def begun(self) -> None:
+        """A call goes out; if it is a probe, no other one does until it is back, or `reset_s` is over."""
+        if self.open:
+            self._probe_at = self._clock() + self._reset_s
+
     def succeeded(self) -> None:
         """A call was answered: closed."""
         self._failures = 0

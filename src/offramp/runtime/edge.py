@@ -10,13 +10,9 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import Self
 
 from offramp.bundle.bundle import Bundle
-from offramp.bundle.feed import by_name
-from offramp.bundle.manifest import TensorSpec
-from offramp.bundle.preprocessing import preprocess
 from offramp.errors import (
     ActionError,
     ConfigError,
@@ -31,16 +27,15 @@ from offramp.policy.cost import CostModel, MeasuredCost
 from offramp.policy.fixed import EdgeOnly
 from offramp.runtime.breaker import CircuitBreaker
 from offramp.runtime.conditions import Conditions
-from offramp.runtime.gate import Belief, Gate
+from offramp.runtime.gate import Gate
+from offramp.runtime.head import Head
+from offramp.runtime.pipeline import Pipeline
 from offramp.runtime.result import Latency, Result, Status, Where
-from offramp.runtime.sources import Broken
-from offramp.runtime.stages import Stages, check_tensor
-from offramp.runtime.tail import Channel, TailReply, TailRequest, tail_name
+from offramp.runtime.stages import Stages
+from offramp.runtime.tail import Channel, TailRequest, tail_name
 from offramp.runtime.trip import Trip
 
 __all__ = ["Edge"]
-
-Array = NDArray[np.generic]
 
 
 class Edge:
@@ -98,12 +93,13 @@ class Edge:
         self.breaker = breaker or CircuitBreaker(clock=clock)
         self._server, self._clock = server, clock
         self._manifest = self.bundle.manifest
-        self._stages = Stages(self.bundle, threads=threads, slowdown=slowdown, clock=clock, sleep=sleep)
+        stages = Stages(self.bundle, threads=threads, slowdown=slowdown, clock=clock, sleep=sleep)
         self._gate = Gate(self.bundle.tuning)
         held, last, tuning = self.bundle.held, self._manifest.last, self.bundle.tuning
         exits = tuple(i for i in range(min(held, last)) if self._manifest.exits[i] is not None)
         units = cost or CostModel.in_layers([stage.depth for stage in self._manifest.stages])
-        self._conditions = Conditions(self._stages, exits, units, link_mbps)
+        self._conditions = Conditions(stages, exits, units, link_mbps)
+        self._head = Head(stages, self._gate, self._conditions, exits)
         #: Milliseconds per stage, a running mean; what an offload must leave for the way back.
         self.stage_ms = self._conditions.stage_ms
         self._watches_conditions = self.policy.wants_forecast or isinstance(cost, MeasuredCost)
@@ -133,17 +129,49 @@ class Edge:
         if self._server is not None:
             self._server.close()
 
-    def run(self, inputs: Iterable[Any]) -> Iterator[Result]:
+    def run(self, inputs: Iterable[Any], *, under_way: int = 1) -> Iterator[Result]:
         """Exactly one result per input, in order; an input that cannot be run gives a "failed" one.
+
+        With several inputs under way the next ones' heads run while answers are awaited. The policy still chooses
+        once per input, in the inputs' order, and is told once of each, but when its answer comes: after it has
+        chosen for up to `under_way` − 1 later ones, and not always in their order. An input's latency and deadline
+        count from when its head begins. All computing, falling back included, is done by whoever asks for the
+        results; the server is asked, and `inputs` are read, in other threads, which end with the iterator.
 
         Args:
             inputs: Each as `infer` takes it.
+            under_way: The most inputs that are taken and have no result yet.
+
+        Raises:
+            ConfigError: Fewer than one under way.
+            ActionError: The policy chose what this edge cannot do. As with whatever else the policy or the inputs
+                raise, and a Ctrl-C, the results of what is under way come first.
         """
+        if not isinstance(under_way, int) or under_way < 1:
+            raise ConfigError(f"under_way is a whole number of inputs, at least 1, not {under_way!r}")
+        if under_way > 1:
+            steps = Pipeline(under_way, begin=self._try_to_begin, send=self._sent, finish=self._try_to_finish)
+            return steps.run(inputs)
+        return self._one_by_one(inputs)
+
+    def _one_by_one(self, inputs: Iterable[Any]) -> Iterator[Result]:
         for index, x in enumerate(inputs):
             try:
                 yield self.infer(x, index=index)
             except (InputError, StageError) as error:
                 yield Result(index, "failed", error=str(error))
+
+    def _try_to_begin(self, x: Any, index: int) -> Trip | Result:
+        try:
+            return self._begun(x, index)
+        except (InputError, StageError) as error:
+            return Result(index, "failed", error=str(error))
+
+    def _try_to_finish(self, trip: Trip) -> Result:
+        try:
+            return self._finished(trip)
+        except (InputError, StageError) as error:
+            return Result(trip.index, "failed", error=str(error))
 
     def infer(self, x: Any, *, index: int = 0) -> Result:
         """The result of one input.
@@ -159,27 +187,55 @@ class Edge:
             ActionError: The policy chose what this edge cannot do.
             StageError: ONNX Runtime failed.
         """
-        trip = Trip(self._clock(), self._prepared(x))
+        trip = self._begun(x, index)
+        if trip.request is not None:
+            self._sent(trip)
+        return self._finished(trip)
+
+    def _begun(self, x: Any, index: int) -> Trip:
+        """One input with its action and its head run: it has an answer, or a request to send, or neither."""
+        start = self._clock()
+        tensors = self._head.prepared(x)
         if self._watches_conditions:
             self.context = self._conditions.renewed(self.context)
         action = self.policy.choose(self.context)
         self._check_action(action)
-        answer = self._along(trip, action)
+        trip = Trip(start, tensors, index, action)
+        trip.answer = self._head.along(trip, action, self.policy.alpha)
+        if trip.answer is None:
+            self._prepare_offload(trip)
+        return trip
+
+    def _sent(self, trip: Trip) -> None:
+        """Sends a trip's request and waits; touches nothing but the trip, so that any thread may do it."""
+        assert self._server is not None
+        assert trip.request is not None
+        sent = self._clock()
+        try:
+            trip.reply = self._server.infer(trip.request, trip.give_up_at - sent)
+        except Exception as error:  # whoever finishes the trip tells ours from a channel's own mistake
+            trip.refusal = error
+        trip.back_at = self._clock()
+        trip.waited_ms = (trip.back_at - sent) * 1e3
+
+    def _finished(self, trip: Trip) -> Result:
+        """What came back, or how far the edge gets without it; the policy learns."""
+        answer, action = trip.answer, trip.action
         where: Where = "edge"
         status: Status = "ok"
+        if answer is None and trip.request is not None:
+            answer, where = self._server_answer(trip), "server"
         if answer is None:
-            answer, where = self._offload(trip, action), "server"
-        if answer is None:
-            answer, where = self._fall_back(trip), "edge"
+            answer, where = self._head.fall_back(trip, lambda: self.deadline_ms - self._spent_ms(trip)), "edge"
             status = "failed" if answer is None else "degraded"
-        total_ms = self._spent_ms(trip)
+        total_ms = (trip.back_at - trip.start) * 1e3 if where == "server" else self._spent_ms(trip)
         cost = self._conditions.paid(trip, total_ms)
         self.policy.update(action, trip.observation(answer, self.context.last, total_ms, cost))
         latency = Latency(total_ms, trip.edge_ms, trip.link_ms, trip.server_ms)
         belief = None if answer is None else trip.beliefs[answer]
         names = self._manifest.classes
         return Result(
-            index=index,
+            index=trip.index,
             status=status,
             label=None if belief is None else belief.label,
             class_name=None if belief is None or not names else names[belief.label],
@@ -193,16 +249,6 @@ class Edge:
             cost=cost,
             error=trip.error,
         )
-
-    def _prepared(self, x: Any) -> list[Array]:
-        if isinstance(x, Broken):
-            raise InputError(x.reason)
-        specs, images = self._manifest.inputs, self._manifest.preprocessing
-        arrays = by_name(x, specs)
-        first = arrays[specs[0].name]
-        if images is not None and first.dtype == np.uint8 and specs[0].dtype != "uint8":
-            return [preprocess(first[None].view(np.uint8), images)]
-        return [_one_sample(arrays[spec.name], spec) for spec in specs]
 
     def _check_action(self, action: Action) -> None:
         if action.split not in self.context.splits:
@@ -220,81 +266,59 @@ class Edge:
                 f"{', '.join(map(str, self.context.exits)) or 'none'}"
             )
 
-    def _along(self, trip: Trip, action: Action) -> int | None:
-        """Stages up to the split; gives the exit that answers, if one does."""
-        for i in range(action.split + 1):
-            self._step(trip)
-            if i == self.context.last:
-                return i
-            if i in action.exits or i in action.watch:
-                belief = self._evaluate(trip, i, trip.tensors)
-                if i in action.exits and self._gate.passes(i, belief.confidence, self.policy.alpha):
-                    return i
-        return None
-
-    def _step(self, trip: Trip) -> None:
-        trip.tensors, spent = self._stages.stage(trip.stage + 1, trip.tensors)
-        trip.stage += 1
-        trip.edge_ms += spent
-        self._conditions.ran_stage(trip.stage, spent)
-        if trip.stage == self.context.last:
-            trip.beliefs[trip.stage] = self._gate.belief(trip.stage, trip.tensors[0][0])
-        elif trip.stage in self.context.exits:
-            trip.kept = (trip.stage, trip.tensors)
-
-    def _evaluate(self, trip: Trip, index: int, tensors: list[Array]) -> Belief:
-        logits, spent = self._stages.exit(index, tensors)
-        trip.edge_ms += spent
-        self._conditions.ran_exit(index, spent)
-        trip.beliefs[index] = self._gate.belief(index, logits[0])
-        return trip.beliefs[index]
-
-    def _offload(self, trip: Trip, action: Action) -> int | None:
-        """Sends the cut; gives the exit that answered on the server, or None with the trip's error set."""
+    def _prepare_offload(self, trip: Trip) -> None:
+        """Packs the cut into the trip's request, or sets its error where nothing can be sent."""
+        action = trip.action
         if self._server is None:
             trip.error = "no server"
-            return None
+            return
         if not self.breaker.allows():
             trip.error = "the server is down; it is probed again soon"
-            return None
-        packed, spent = self._stages.encode(trip.stage, action.mode, trip.tensors)
-        trip.edge_ms += spent
-        specs = self._stages.wire(trip.stage, action.mode)
-        request = TailRequest(
+            return
+        tensors = self._head.packed(trip, action.mode)
+        reserve_ms = self._head.reserve_ms(trip)
+        if self.deadline_ms - self._spent_ms(trip) - reserve_ms <= 0:
+            trip.reserved = -1
+            trip.error = f"no time left of {self.deadline_ms:g} ms to ask the server"
+            return
+        trip.give_up_at = trip.start + (self.deadline_ms - reserve_ms) / 1e3
+        trip.request = TailRequest(
             model=tail_name(self._manifest.name, trip.stage, action.mode),
-            tensors={spec.name: tensor for spec, tensor in zip(specs, packed, strict=True)},
+            tensors=tensors,
             digest=self.bundle.digest,
             final=not any(e > action.split for e in action.exits),
             gzip=action.gzip,
         )
-        left_ms = self.deadline_ms - self._spent_ms(trip) - self._reserve_ms(trip)
-        if left_ms <= 0:
-            trip.reserved = -1
-            trip.error = f"no time left of {self.deadline_ms:g} ms to ask the server"
-            return None
-        trip.sent_cut, trip.payload_bytes = trip.stage, sum(t.nbytes for t in packed)
-        sent = self._clock()
+        self.breaker.begun()
+        trip.sent_cut, trip.payload_bytes = trip.stage, sum(t.nbytes for t in tensors.values())
+
+    def _server_answer(self, trip: Trip) -> int | None:
+        """The exit that answered on the server, or None with the trip's error set."""
+        waited = trip.waited_ms
         try:
-            reply = self._server.infer(request, left_ms / 1e3)
-            waited = (self._clock() - sent) * 1e3
-            if waited > left_ms:
-                raise DeadlineError(f"the answer came after {waited:.0f} ms, {left_ms:.0f} ms were left")
-            exit_index = self._read_reply(trip, reply)
+            if trip.refusal is not None:
+                raise trip.refusal
+            if trip.back_at > trip.give_up_at:
+                late = (trip.back_at - trip.give_up_at) * 1e3
+                raise DeadlineError(f"the answer came after {waited:.0f} ms, {waited - late:.0f} ms were left")
+            exit_index, said = self._read_reply(trip)
         except (ServerError, InputError, StageError) as error:
             self.breaker.failed()
             trip.error = str(error)
-            trip.link_ms = (self._clock() - sent) * 1e3
-            self._conditions.got_nothing(trip.payload_bytes, trip.link_ms)
+            trip.link_ms = waited
+            self._conditions.got_nothing(trip.payload_bytes, waited)
             return None
         self.breaker.succeeded()
-        said = reply.server_ms or 0.0
         trip.server_ms = min(max(said, 0.0), waited) if math.isfinite(said) else 0.0
         trip.link_ms = waited - trip.server_ms
         self._conditions.was_answered(trip, exit_index)
         return exit_index
 
-    def _read_reply(self, trip: Trip, reply: TailReply) -> int:
-        last, logits, exits = self.context.last, reply.logits, reply.exits
+    def _read_reply(self, trip: Trip) -> tuple[int, float]:
+        """The exit that answered, and the milliseconds that the server says it took."""
+        assert trip.reply is not None
+        logits, exits, said, *_ = trip.reply
+        last = self.context.last
         exit_index = last if exits is None or len(exits) == 0 else int(exits[0])
         shape = (1, *self._manifest.final_exit().logits.shape)
         possible = trip.stage < exit_index <= last and self._manifest.exits[exit_index] is not None
@@ -304,37 +328,7 @@ class Edge:
                 f"finite ones of shape {shape} from an exit after {trip.stage}"
             )
         trip.beliefs[exit_index] = self._gate.belief(exit_index, logits[0])
-        return exit_index
+        return exit_index, said or 0.0
 
     def _spent_ms(self, trip: Trip) -> float:
         return (self._clock() - trip.start) * 1e3
-
-    def _reserve_ms(self, trip: Trip) -> float:
-        """The time to keep back for reaching an exit here, should the server bring no answer."""
-        if trip.beliefs or trip.kept is not None:
-            return 0.0
-        ahead = [i for i in (*self.context.exits, self.context.last) if trip.stage < i < self.bundle.held]
-        if not ahead:
-            return 0.0
-        trip.reserved = ahead[0]
-        return sum(self.stage_ms[trip.stage + 1 : ahead[0] + 1])
-
-    def _fall_back(self, trip: Trip) -> int | None:
-        """Goes on through the stages held while time allows; gives the deepest exit reached."""
-        while trip.stage + 1 < self.bundle.held:
-            following = trip.stage + 1
-            in_time = self._spent_ms(trip) + self.stage_ms[following] <= self.deadline_ms
-            if not in_time and following > trip.reserved:  # a timer that was a little late costs no answer
-                break
-            self._step(trip)
-        if self.context.last in trip.beliefs:
-            return self.context.last
-        if trip.kept is not None and trip.kept[0] not in trip.beliefs:
-            self._evaluate(trip, *trip.kept)
-        return max(trip.beliefs, default=None)
-
-
-def _one_sample(array: Array, spec: TensorSpec) -> Array:
-    batch = array if array.shape[:1] == (1,) and array.ndim == len(spec.shape) + 1 else array[None]
-    check_tensor(batch, spec)
-    return batch

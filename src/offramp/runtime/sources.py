@@ -1,10 +1,12 @@
-"""Inputs from files and folders, one at a time, each with a name."""
+"""Inputs from files, folders, patterns, lists and cameras, one at a time, each with a name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import glob
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +16,16 @@ from offramp.bundle.manifest import Preprocessing, TensorSpec
 from offramp.datasets import IMAGE_SUFFIXES, load_image
 from offramp.datasets.arrays import inputs_among, read_arrays
 from offramp.errors import ConfigError, DatasetError, InputError
+from offramp.runtime.live_sources import CAMERA, Camera, Listed
 
-__all__ = ["Broken", "find_inputs", "read_inputs"]
+__all__ = ["Broken", "Source", "find_inputs", "read_inputs"]
 
+STDIN = "-"
 ARRAY_SUFFIXES = (".npy", ".npz")
+_KNOWN = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
+
+#: What inputs come from.
+Source: TypeAlias = Path | Listed | Camera
 
 
 class Broken:
@@ -27,31 +35,41 @@ class Broken:
         self.reason = reason
 
 
-def find_inputs(paths: Sequence[Path]) -> list[Path]:
-    """Files to read: those given, and those in the folders given, sorted by name.
+def find_inputs(names: Sequence[str]) -> list[Source]:
+    """What to read: files as given, those in folders and those that a pattern matches, sorted by name, and more.
+
+    Args:
+        names: Files, folders, patterns such as `photos/**/*.jpg`, `-` for paths on the standard input, one per
+            line, and `camera:0`.
 
     Raises:
-        ConfigError: A path that does not exist, a file of another kind, or a folder without inputs.
+        ConfigError: A path that does not exist, a file of another kind, a folder or pattern without inputs, or `-`
+            twice.
     """
-    known = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in known)
+    found: list[Source] = []
+    for name in names:
+        if name == STDIN:
+            if Listed() in found:
+                raise ConfigError("the standard input can be read once; `-` is given twice")
+            found.append(Listed())
+        elif name.startswith(CAMERA):
+            found.append(Camera(name.removeprefix(CAMERA)))
+        elif glob.has_magic(name) and not Path(name).exists():
+            inside = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.suffix.lower() in _KNOWN)
             if not inside:
-                raise ConfigError(f"{path} holds no inputs ({', '.join(known)})")
+                raise ConfigError(f"no input matches {name} ({', '.join(_KNOWN)})")
             found += inside
-        elif not path.exists():
-            raise ConfigError(f"there is no file or folder {path}")
-        elif path.suffix.lower() not in known:
-            raise ConfigError(f"{path} is neither an image nor an array ({', '.join(known)})")
         else:
-            found.append(path)
+            found += _files(Path(name))
     return found
 
 
 def read_inputs(
-    files: Sequence[Path], specs: Sequence[TensorSpec], images: Preprocessing | None
+    sources: Sequence[Source],
+    specs: Sequence[TensorSpec],
+    images: Preprocessing | None,
+    *,
+    done: Sequence[str] = (),
 ) -> Iterator[tuple[str, Any]]:
     """Each input with its name, ready for `Edge.run`; unreadable files give a `Broken`.
 
@@ -60,21 +78,71 @@ def read_inputs(
     is called `x`, and several inputs are called as they are; other arrays, such as labels, are left alone.
 
     Args:
-        files: As `find_inputs` gives them.
+        sources: As `find_inputs` gives them.
         specs: The network's inputs.
         images: The manifest's preprocessing, if any.
+        done: The names of the inputs that a run before this one has been through; they are left out.
+
+    Raises:
+        ConfigError: The inputs do not begin as the run before did; what a camera says.
     """
-    for path in files:
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            yield str(path), _image(path, specs, images)
-            continue
-        try:
-            batch = _arrays(path, specs) if len(specs) > 1 else _array(path, specs[0], images)
-        except (OSError, ValueError) as error:
-            yield str(path), Broken(f"{path} is not an array that can be read: {error}")
-            continue
-        for i, x in enumerate(batch):
-            yield f"{path}[{i}]", x
+    count = 0
+    for name, load in _named(sources, specs, images):
+        count += 1
+        if count > len(done):
+            yield name, load()
+        elif name != done[count - 1]:
+            raise ConfigError(
+                f"the run to go on with had {done[count - 1]} as input {count - 1}, now it is {name}; give the "
+                "same inputs in the same order"
+            )
+    if count < len(done):
+        raise ConfigError(f"the run to go on with was through {len(done)} inputs, now there are only {count}")
+
+
+def _named(
+    sources: Sequence[Source], specs: Sequence[TensorSpec], images: Preprocessing | None
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Each input's name, and what reads it."""
+    for source in sources:
+        if isinstance(source, Camera):
+            for i, frame in enumerate(source.frames(images)):
+                yield f"{CAMERA}{source.which}[{i}]", partial(_as_it_is, frame)
+        elif isinstance(source, Listed):
+            for line in source.lines():
+                try:
+                    files = _files(Path(line))
+                except ConfigError as error:
+                    yield line, partial(Broken, str(error))
+                    continue
+                yield from _named(files, specs, images)
+        elif source.suffix.lower() in IMAGE_SUFFIXES:
+            yield str(source), partial(_image, source, specs, images)
+        else:
+            try:
+                batch = _arrays(source, specs) if len(specs) > 1 else _array(source, specs[0], images)
+            except (OSError, ValueError) as error:
+                yield str(source), partial(Broken, f"{source} is not an array that can be read: {error}")
+                continue
+            for i, x in enumerate(batch):
+                yield f"{source}[{i}]", partial(_as_it_is, x)
+
+
+def _as_it_is(x: Any) -> Any:
+    return x
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in _KNOWN)
+        if not inside:
+            raise ConfigError(f"{path} holds no inputs ({', '.join(_KNOWN)})")
+        return inside
+    if not path.exists():
+        raise ConfigError(f"there is no file or folder {path}")
+    if path.suffix.lower() not in _KNOWN:
+        raise ConfigError(f"{path} is neither an image nor an array ({', '.join(_KNOWN)})")
+    return [path]
 
 
 def _image(path: Path, specs: Sequence[TensorSpec], images: Preprocessing | None) -> Any:

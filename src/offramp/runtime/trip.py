@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.policy.base import Observation
+from offramp.policy.base import Action, Observation
 from offramp.runtime.gate import Belief
+from offramp.runtime.tail import TailReply, TailRequest
 
 __all__ = ["Trip"]
 
@@ -22,15 +23,27 @@ class Trip:
     Attributes:
         start: When it came.
         tensors: The cut behind `stage`; −1 is the input itself.
+        index: The input's place in the run.
+        action: What the policy chose.
+        answer: The exit that answered on the edge before anything was sent; None if none did.
         beliefs: What the exits that were evaluated say.
         kept: The deepest cut passed that has an exit, so that the edge can still answer from there.
         reserved: The exit that time was kept back for while the server was asked.
         sent_cut: The cut that was sent; None if nothing was.
+        request: What is to be sent; None if nothing is.
+        give_up_at: When the edge no longer waits for the answer, on the edge's clock.
+        reply: What the server answered.
+        refusal: What was raised instead.
+        back_at: When either was there.
+        waited_ms: How long that took since sending.
         error: Why an offload brought no answer.
     """
 
     start: float
     tensors: list[Array]
+    index: int
+    action: Action
+    answer: int | None = None
     stage: int = -1
     beliefs: dict[int, Belief] = field(default_factory=dict)
     kept: tuple[int, list[Array]] | None = None
@@ -40,6 +53,12 @@ class Trip:
     link_ms: float = 0.0
     payload_bytes: int = 0
     sent_cut: int | None = None
+    request: TailRequest | None = None
+    give_up_at: float = 0.0
+    reply: TailReply | None = None
+    refusal: Exception | None = None
+    back_at: float = 0.0
+    waited_ms: float = 0.0
     error: str | None = None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from typing import Any, cast
@@ -36,6 +37,18 @@ _ERRORS: dict[grpc.StatusCode, type[OfframpError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: DigestMismatchError,
     grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
 }
+#: Inference changes nothing on the server, so a request whose connection broke, or that found none, may be sent
+#: once more; gRPC does it while the deadline allows. Late, refused and misunderstood requests are not repeated.
+_RETRIES = {
+    "name": [{"service": "inference.GRPCInferenceService", "method": "ModelInfer"}],
+    "retryPolicy": {
+        "maxAttempts": 2,
+        "initialBackoff": "0.005s",
+        "maxBackoff": "0.005s",
+        "backoffMultiplier": 1,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    },
+}
 #: The client's first bytes on an HTTP/2 connection and an empty SETTINGS frame (RFC 9113 §3.4, §6.5).
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = 4
@@ -55,6 +68,8 @@ def parse_address(address: str) -> tuple[str, int]:
 
 class GrpcChannel:
     """One connection to a server; it mends itself. Safe to use from several threads.
+
+    A request whose connection breaks is sent once more if its deadline allows.
 
     Args:
         address: HOST:PORT.
@@ -76,6 +91,9 @@ class GrpcChannel:
             ("grpc.max_reconnect_backoff_ms", 500),
             # Connections are shared between channels otherwise, their backoff with them.
             ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.service_config", json.dumps({"methodConfig": [_RETRIES]})),
+            # A request that is larger is not kept for a second attempt; gRPC's own limit is 256 KiB.
+            ("grpc.per_rpc_retry_buffer_size", max_message_mb * 2**20),
         ]
         self._channel = grpc.insecure_channel(address, options=options)
         self._stub = rpc.GRPCInferenceServiceStub(self._channel)
