@@ -203,3 +203,15 @@ def test_what_costs_nothing_cannot_be_weighed(timed):
     idle = replace(forecast, sent_bytes=(0,) * 4)  # it computes nothing, and now sends nothing
     with pytest.raises(ConfigError, match="energy cannot be weighed"):
         MeasuredCost(0, 0, 1).prices(idle)
+
+
+def test_a_head_that_became_slow_renews_the_context(make_edge, says, monkeypatch):
+    policy = Ask(Action(3, watch=(0,)))
+    edge = make_edge(None, policy, cost=MeasuredCost())
+    edge.infer(says({}))
+    monkeypatch.setattr(f"{__name__}.EXIT_MS", 50.0)
+    for _ in range(40):
+        edge.infer(says({}))
+    before, now = policy.contexts[0], policy.contexts[-1]
+    assert now.forecast.exit_ms[0] == pytest.approx(50, rel=0.1)
+    assert now.cost.exits[0] > 50 * before.cost.exits[0]

@@ -64,8 +64,11 @@ class Conditions:
         """The context as it is now: the same one unless some split's latency has changed by more than 5 %."""
         now, before = self._expected(), self.forecast
         splits = range(-1, len(now.stage_ms))
-        if all(_alike(now.split_ms(k), before.split_ms(k)) for k in splits) and all(
-            _alike(now.soonest_ms(k), before.soonest_ms(k)) for k in splits[:-1]
+        # Answered behind the cut, answered by the split's exit, and as soon as may well be.
+        if (
+            all(_alike(now.split_ms(k), before.split_ms(k)) for k in splits)
+            and all(_alike(now.split_ms(k, 1.0), before.split_ms(k, 1.0)) for k in splits)
+            and all(_alike(now.soonest_ms(k), before.soonest_ms(k)) for k in splits[:-1])
         ):
             return context
         self.forecast = now
