@@ -215,3 +215,14 @@ def test_a_head_that_became_slow_renews_the_context(make_edge, says, monkeypatch
     before, now = policy.contexts[0], policy.contexts[-1]
     assert now.forecast.exit_ms[0] == pytest.approx(50, rel=0.1)
     assert now.cost.exits[0] > 50 * before.cost.exits[0]
+
+
+def test_a_clock_that_jumps_back_ends_no_run(make_edge, clock, says, monkeypatch):
+    far, policy = Far(clock), Ask(Action(-1), Action(0, (0,)), Action(3))
+    edge = make_edge(far, policy, cost=MeasuredCost())
+    unsure = says({0: 0.6})
+    edge.infer(unsure)
+    monkeypatch.setattr(f"{__name__}.STAGE_MS", (-9e3,) * 4)
+    monkeypatch.setattr(f"{__name__}.EXIT_MS", -9e3)
+    far.round_trip_ms = -9e3
+    assert [r.status for r in edge.run([unsure] * 6)] == ["ok"] * 6
