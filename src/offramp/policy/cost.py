@@ -167,7 +167,7 @@ class MeasuredCost:
 
     def __post_init__(self) -> None:
         weights = (self.latency, self.payload, self.energy)
-        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        if not all(weight >= 0 for weight in weights) or not 0 < sum(weights) < math.inf:
             raise ConfigError(
                 "weights must be at least 0 and finite, one of them above 0, not "
                 f"latency={self.latency}, payload={self.payload} and energy={self.energy}"
