@@ -226,3 +226,19 @@ def test_a_clock_that_jumps_back_ends_no_run(make_edge, clock, says, monkeypatch
     monkeypatch.setattr(f"{__name__}.EXIT_MS", -9e3)
     far.round_trip_ms = -9e3
     assert [r.status for r in edge.run([unsure] * 6)] == ["ok"] * 6
+
+
+@pytest.mark.parametrize("known", [0, 100])
+def test_dynamic_split_leaves_a_server_that_is_down_and_comes_back(make_edge, clock, says, known):
+    """The input takes 7 ms while the server is there, 16 ms on the edge; exit 0 is sure after 8.5 ms."""
+    far, policy = Far(clock, round_trip_ms=4.0, server_ms=0.0), DynamicSplit()
+    edge, sure = make_edge(far, policy), says({0: 0.9, 2: 0.9, 3: 0.9})
+    up = [edge.infer(sure) for _ in range(known)]
+    assert [r.action.split for r in up[-50:]].count(-1) >= known // 2 * 0.8
+    far.down = True
+    down = [edge.infer(sure) for _ in range(300)]
+    assert [r.status for r in down[-200:]].count("ok") >= 190
+    assert sum(r.latency_ms.total for r in down[-200:]) / 200 < 9.5
+    far.down = False
+    back = [edge.infer(sure) for _ in range(600)]
+    assert [r.action.split for r in back[-100:]].count(-1) >= 80

@@ -16,6 +16,8 @@ __all__ = ["DynamicSplit"]
 _UNSEEN = (1.0, 1.0)
 #: Sights after which an exit is no longer run only to be seen.
 _ENOUGH = 20.0
+#: Offloads lost in a row that are counted; more would keep it away for long from a server that came back.
+_MOST_LOST = 10
 
 
 class DynamicSplit(Policy):
@@ -31,6 +33,9 @@ class DynamicSplit(Policy):
     What is never sent teaches nothing about the link. So a transfer counts as quick as it may well be, given how
     well the link is known; and the soonest split that sends is played once when what it takes longer is no more
     than a share `probing` of the time since the last transfer.
+
+    Nor does a link's estimate know of a server that is gone: it may refuse at once. So from the second offload in
+    a row on that brought no answer, each counts as if the edge had to run what is left once more.
 
     Args:
         alpha: The gates' threshold; None takes the bundle's own.
@@ -52,6 +57,8 @@ class DynamicSplit(Policy):
         self.alpha, self.discount, self.probing = checked_alpha(alpha), discount, probing
         #: Milliseconds since the last transfer, as expected when they were chosen.
         self._kept_ms = self._chosen_ms = 0.0
+        #: Offloads in a row that brought no answer.
+        self._lost = 0
         #: By exit, how often it was sure and how often it was seen, discounted. A first sight counts as sure.
         self._seen: dict[int, tuple[float, float]] = {}
         self._context: Context | None = None
@@ -90,7 +97,13 @@ class DynamicSplit(Policy):
 
     def update(self, action: Action, observation: Observation) -> None:
         """Counts on which exits the input would have been answered, and what stayed on the edge."""
-        self._kept_ms = 0.0 if observation.offloaded else self._kept_ms + self._chosen_ms
+        if observation.offloaded or observation.failed:
+            self._kept_ms = 0.0
+            lost = min(self._lost + 1, _MOST_LOST) if observation.failed else 0
+            if lost != self._lost:
+                self._lost, self._context = lost, None  # what splits take is another now
+        else:
+            self._kept_ms += self._chosen_ms
         for e, confidence in observation.confidences.items():
             if e in self._gates:
                 sure, seen = self._seen.get(e, _UNSEEN)
@@ -109,6 +122,7 @@ class DynamicSplit(Policy):
             sure=tuple(self._seen[e][0] for e in exits),
             seen=tuple(self._seen[e][1] for e in exits),
             kept_ms=self._kept_ms,
+            lost=self._lost,
         ).model_dump(mode="json")
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -119,7 +133,7 @@ class DynamicSplit(Policy):
         """
         memory = recalled(ShareMemory, state, self.name, self._settings())
         self._seen = dict(zip(memory.exits, zip(memory.sure, memory.seen, strict=True), strict=True))
-        self._kept_ms = memory.kept_ms
+        self._kept_ms, self._lost, self._context = memory.kept_ms, memory.lost, None
 
     def _begin(self, context: Context) -> None:
         forecast = context.forecast
@@ -133,7 +147,8 @@ class DynamicSplit(Policy):
             gated, plain, sending = forecast.split_ms(k, 1.0), forecast.split_ms(k), 0.0
             if k != context.last:
                 plain -= forecast.sending_ms(k)
-                sending = forecast.soonest_ms(k)
+                left_ms = math.fsum(forecast.stage_ms[k + 1 : context.splits[-1] + 1])
+                sending = forecast.soonest_ms(k) + max(0, self._lost - 1) * left_ms
             self._takes[k] = (gated, plain, sending)
         sends = {k: plain + sending for k, (_, plain, sending) in self._takes.items() if k != context.last}
         self._probe = min(sends.items(), key=lambda split: split[1], default=(context.last, math.inf))
