@@ -12,10 +12,10 @@ from offramp.policy.memory import ShareMemory, recalled
 
 __all__ = ["DynamicSplit"]
 
-#: How often an exit that nobody has seen counts as sure and as seen.
-_UNSEEN = (1.0, 1.0)
-#: Sights after which an exit is no longer run only to be seen.
-_ENOUGH = 20.0
+#: Of an exit that nobody has seen, how often it was sure and how often it was seen.
+_UNSEEN = (0.0, 0.0)
+#: Sights after which an exit is no longer run only to be seen, and the most that may be of those remembered.
+_ENOUGH, _ENOUGH_SHARE = 20.0, 0.1
 #: Offloads lost in a row that are counted; more would keep it away for long from a server that came back.
 _MOST_LOST = 10
 
@@ -27,8 +27,9 @@ class DynamicSplit(Policy):
     that minimises it, sending the input (−1) and staying on the edge (the last) among them. It has no exits in
     it. Here the split's exit may answer, and so T_k = head + (1 − p_k)·(transfer + tail), where p_k is the share
     of inputs on which exit k was sure. Nobody knows p_k beforehand: an exit counts as sure until it was seen,
-    which costs a try where even then it would be soonest. Exits on the way are run for what they show until they
-    have been seen a few times.
+    which costs a try where even then it would be soonest. What was seen fades, so that a few unlucky inputs, or
+    inputs that have changed, do not rule an exit out for good. Exits on the way are run for what they show until
+    they have been seen a few times.
 
     What is never sent teaches nothing about the link. So a transfer counts as quick as it may well be, given how
     well the link is known; and the soonest split that sends is played once when what it takes longer is no more
@@ -59,7 +60,8 @@ class DynamicSplit(Policy):
         self._kept_ms = self._chosen_ms = 0.0
         #: Offloads in a row that brought no answer.
         self._lost = 0
-        #: By exit, how often it was sure and how often it was seen, discounted. A first sight counts as sure.
+        self._enough = _ENOUGH if discount == 1 else min(_ENOUGH, _ENOUGH_SHARE / (1 - discount))
+        #: By exit, how often it was sure and how often it was seen, discounted. One more sight counts as sure.
         self._seen: dict[int, tuple[float, float]] = {}
         self._context: Context | None = None
         self._gates: dict[int, float] = {}
@@ -80,7 +82,7 @@ class DynamicSplit(Policy):
         for k, (gated, plain, sending) in self._takes.items():
             if k in self._gates:
                 sure, seen = self._seen.get(k, _UNSEEN)
-                ms = gated + (1.0 - sure / seen) * sending
+                ms = gated + (1.0 - (sure + 1.0) / (seen + 1.0)) * sending
             else:
                 ms = plain + sending
             if ms < soonest:
@@ -91,7 +93,7 @@ class DynamicSplit(Policy):
         if probing:
             best = probe
         gate = () if probing else context.gate(best)
-        unknown = {e for e in self._gates if probing or self._seen.get(e, _UNSEEN)[1] < _ENOUGH}
+        unknown = {e for e in self._gates if probing or self._seen.get(e, _UNSEEN)[1] < self._enough}
         watch = tuple(e for e in context.exits if e in unknown and e <= best and e not in gate)
         return context.action(best, gate, watch)
 
@@ -104,13 +106,13 @@ class DynamicSplit(Policy):
                 self._lost, self._context = lost, None  # what splits take is another now
         else:
             self._kept_ms += self._chosen_ms
+        left = self.discount
+        for e, (sure, seen) in self._seen.items():
+            self._seen[e] = (left * sure, left * seen)
         for e, confidence in observation.confidences.items():
             if e in self._gates:
                 sure, seen = self._seen.get(e, _UNSEEN)
-                self._seen[e] = (
-                    self.discount * sure + (confidence >= self._gates[e]),
-                    self.discount * seen + 1.0,
-                )
+                self._seen[e] = (sure + (confidence >= self._gates[e]), seen + 1.0)
 
     def state(self) -> dict[str, Any]:
         """The shares, as JSON values."""

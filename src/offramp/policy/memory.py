@@ -89,7 +89,7 @@ class ShareMemory(DrawMemory):
 
     exits: tuple[Annotated[int, Field(ge=0)], ...] = ()
     sure: tuple[_Count, ...] = ()
-    seen: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    seen: tuple[_Count, ...] = ()
     kept_ms: _Count = 0.0
     lost: Annotated[int, Field(ge=0)] = 0
 
