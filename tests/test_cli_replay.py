@@ -151,6 +151,7 @@ def test_a_table_of_predictions(folder: Path) -> None:
         (["good.npz", "--delay", "10ms"], 2, ["--delay", "--rate"]),
         (["good.npz", "--mode", "uint9"], 2, ["--mode", "--rate"]),
         (["good.npz", "--edge-slowdown", "0.5"], 2, ["--edge-slowdown", "--rate"]),
+        (["good.npz", "--rate", "10mbit", "--edge-slowdown", "inf"], 2, ["a slowdown at least 1"]),
         (["good.npz", "--cost", "gamma=-1"], 2, ["at least 0"]),
         (["good.npz", "--cost", "gamma=0,offload=-1"], 2, ["at least 0"]),
         (["good.npz", "--cost", "head=-0.1"], 2, ["at least 0"]),

@@ -242,3 +242,10 @@ def test_dynamic_split_leaves_a_server_that_is_down_and_comes_back(make_edge, cl
     far.down = False
     back = [edge.infer(sure) for _ in range(600)]
     assert [r.action.split for r in back[-100:]].count(-1) >= 80
+
+
+def test_payload_alone_weighs_nothing_without_a_server(make_edge, clock):
+    with pytest.raises(ConfigError, match="payload alone"):
+        make_edge(None, Ask(Action(3)), cost=MeasuredCost(0, 1, 0))
+    make_edge(Far(clock), Ask(Action(3)), cost=MeasuredCost(0, 1, 0))
+    make_edge(None, Ask(Action(3)), cost=MeasuredCost(1, 1, 0))
