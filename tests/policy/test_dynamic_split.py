@@ -66,6 +66,16 @@ def test_an_exit_that_was_unsure_once_is_looked_at_again():
     assert settled(policy, ctx, sure=(0,), inputs=400) == 0
 
 
+def test_an_exit_whose_gate_is_shut_is_neither_tried_nor_run():
+    """Sending the input takes 29 ms, keeping it 40; exit 0 would answer after 10.5 ms if it ever could."""
+    ctx = replace(at(round_trip_ms=25.0, ms_per_byte=0.0), thresholds=(2.0, 2.0, 2.0, None))
+    policy, actions = DynamicSplit(), []
+    for _ in range(300):
+        actions.append(policy.choose(ctx))
+        told(policy, ctx, actions[-1])
+    assert {(a.split, a.exits, a.watch) for a in actions} == {(-1, (), ())}
+
+
 @pytest.mark.parametrize("discount", [0.9, 0.95, 0.99])
 def test_heads_on_the_way_are_not_run_all_the_time(discount):
     """Exit 0 is on the way to split 3 and never sure."""

@@ -92,7 +92,7 @@ class DynamicSplit(Policy):
         probing = 0 < self._kept_ms * self.probing >= takes - soonest
         if probing:
             best = probe
-        gate = () if probing else context.gate(best)
+        gate = (best,) if best in self._gates and not probing else ()
         unknown = {e for e in self._gates if probing or self._seen.get(e, _UNSEEN)[1] < self._enough}
         watch = tuple(e for e in context.exits if e in unknown and e <= best and e not in gate)
         return context.action(best, gate, watch)
@@ -143,7 +143,8 @@ class DynamicSplit(Policy):
             raise ActionError(
                 f"{self.name} needs to know what stages and the link take; this context has no forecast"
             )
-        self._gates = {e: self.threshold(context, e) for e in context.exits}
+        # A gate above 1 is shut: nobody passes, so its head is not run.
+        self._gates = {e: alpha for e in context.exits if (alpha := self.threshold(context, e)) <= 1}
         self._takes = {}
         for k in context.splits:
             gated, plain, sending = forecast.split_ms(k, 1.0), forecast.split_ms(k), 0.0
