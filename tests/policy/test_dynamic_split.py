@@ -59,6 +59,35 @@ def test_an_exit_that_is_sure_keeps_inputs_on_the_edge():
     assert settled(DynamicSplit(alpha=0.5, probing=0.0), ctx, sure=()) == 3
 
 
+def test_an_exit_that_was_unsure_once_is_looked_at_again():
+    """Sending the input takes 29 ms and shows no exit; exit 0, once it is sure, answers after 10.5 ms."""
+    ctx, policy = at(round_trip_ms=25.0, ms_per_byte=0.0), DynamicSplit(alpha=0.5)
+    assert settled(policy, ctx, sure=(), inputs=20) == -1
+    assert settled(policy, ctx, sure=(0,), inputs=400) == 0
+
+
+def test_an_exit_whose_gate_is_shut_is_neither_tried_nor_run():
+    """Sending the input takes 29 ms, keeping it 40; exit 0 would answer after 10.5 ms if it ever could."""
+    ctx = replace(at(round_trip_ms=25.0, ms_per_byte=0.0), thresholds=(2.0, 2.0, 2.0, None))
+    policy, actions = DynamicSplit(), []
+    for _ in range(300):
+        actions.append(policy.choose(ctx))
+        told(policy, ctx, actions[-1])
+    assert {(a.split, a.exits, a.watch) for a in actions} == {(-1, (), ())}
+
+
+@pytest.mark.parametrize("discount", [0.9, 0.95, 0.99])
+def test_heads_on_the_way_are_not_run_all_the_time(discount):
+    """Exit 0 is on the way to split 3 and never sure."""
+    ctx = replace(at(round_trip_ms=500.0), exits=(0,))
+    policy, watched = DynamicSplit(alpha=0.5, discount=discount, probing=0.0), []
+    for _ in range(1000):
+        action = policy.choose(ctx)
+        watched.append(bool(action.watch))
+        told(policy, ctx, action)
+    assert 0.05 < sum(watched[500:]) / 500 < 0.5
+
+
 def test_what_is_never_sent_is_tried_after_a_while():
     ctx, policy = at(round_trip_ms=500.0), DynamicSplit(alpha=0.5, probing=0.5)
     sent = []
@@ -107,7 +136,7 @@ def test_settings_that_cannot_be(wrong):
         {"exits": [1, 0], "sure": [1, 1], "seen": [2, 2]},
         {"exits": [0], "sure": [3], "seen": [2]},
         {"exits": [0], "sure": [1], "seen": []},
-        {"exits": [0], "sure": [0], "seen": [0]},
+        {"exits": [0], "sure": [0], "seen": [-1]},
         {"kept_ms": -1},
     ],
 )

@@ -76,7 +76,7 @@ def test_words_say_what_a_cost_of_1_is():
     assert MeasuredCost(3, 1, 0).prices(SEEN).words == "0.75·ms/33.4 + 0.25·bytes/4000"
 
 
-@pytest.mark.parametrize("weights", [(-1, 0, 0), (math.nan, 1, 0), (0, 0, 0), (1, math.inf, 0)])
+@pytest.mark.parametrize("weights", [(-1, 0, 0), (math.nan, 1, 0), (0, 0, 0), (1, math.inf, 0), (1e308, 1e308, 0)])
 def test_weights_that_cannot_be(weights):
     with pytest.raises(ConfigError, match="weights must be at least 0"):
         MeasuredCost(*weights)

@@ -91,7 +91,9 @@ def test_a_picture_has_a_panel_per_run() -> None:
     assert text.count("<!-- 1 Mbit/s -->") == 1
 
 
-@pytest.mark.parametrize("wrong", [{"images": 0}, {"changing": 1}, {"slowdown": 0.5}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"images": 0}, {"changing": 1}, {"slowdown": 0.5}, {"slowdown": float("inf")}, {"seed": -1}]
+)
 def test_settings_that_cannot_be(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         LiveSettings(**wrong)  # type: ignore[arg-type]

@@ -203,3 +203,49 @@ def test_what_costs_nothing_cannot_be_weighed(timed):
     idle = replace(forecast, sent_bytes=(0,) * 4)  # it computes nothing, and now sends nothing
     with pytest.raises(ConfigError, match="energy cannot be weighed"):
         MeasuredCost(0, 0, 1).prices(idle)
+
+
+def test_a_head_that_became_slow_renews_the_context(make_edge, says, monkeypatch):
+    policy = Ask(Action(3, watch=(0,)))
+    edge = make_edge(None, policy, cost=MeasuredCost())
+    edge.infer(says({}))
+    monkeypatch.setattr(f"{__name__}.EXIT_MS", 50.0)
+    for _ in range(40):
+        edge.infer(says({}))
+    before, now = policy.contexts[0], policy.contexts[-1]
+    assert now.forecast.exit_ms[0] == pytest.approx(50, rel=0.1)
+    assert now.cost.exits[0] > 50 * before.cost.exits[0]
+
+
+def test_a_clock_that_jumps_back_ends_no_run(make_edge, clock, says, monkeypatch):
+    far, policy = Far(clock), Ask(Action(-1), Action(0, (0,)), Action(3))
+    edge = make_edge(far, policy, cost=MeasuredCost())
+    unsure = says({0: 0.6})
+    edge.infer(unsure)
+    monkeypatch.setattr(f"{__name__}.STAGE_MS", (-9e3,) * 4)
+    monkeypatch.setattr(f"{__name__}.EXIT_MS", -9e3)
+    far.round_trip_ms = -9e3
+    assert [r.status for r in edge.run([unsure] * 6)] == ["ok"] * 6
+
+
+@pytest.mark.parametrize("known", [0, 100])
+def test_dynamic_split_leaves_a_server_that_is_down_and_comes_back(make_edge, clock, says, known):
+    """The input takes 7 ms while the server is there, 16 ms on the edge; exit 0 is sure after 8.5 ms."""
+    far, policy = Far(clock, round_trip_ms=4.0, server_ms=0.0), DynamicSplit()
+    edge, sure = make_edge(far, policy), says({0: 0.9, 2: 0.9, 3: 0.9})
+    up = [edge.infer(sure) for _ in range(known)]
+    assert [r.action.split for r in up[-50:]].count(-1) >= known // 2 * 0.8
+    far.down = True
+    down = [edge.infer(sure) for _ in range(300)]
+    assert [r.status for r in down[-200:]].count("ok") >= 190
+    assert sum(r.latency_ms.total for r in down[-200:]) / 200 < 9.5
+    far.down = False
+    back = [edge.infer(sure) for _ in range(600)]
+    assert [r.action.split for r in back[-100:]].count(-1) >= 80
+
+
+def test_payload_alone_weighs_nothing_without_a_server(make_edge, clock):
+    with pytest.raises(ConfigError, match="payload alone"):
+        make_edge(None, Ask(Action(3)), cost=MeasuredCost(0, 1, 0))
+    make_edge(Far(clock), Ask(Action(3)), cost=MeasuredCost(0, 1, 0))
+    make_edge(None, Ask(Action(3)), cost=MeasuredCost(1, 1, 0))

@@ -108,7 +108,9 @@ def test_cuda_without_onnxruntime_gpu_is_not_silently_the_cpu(tiny):
         Stages(tiny, provider="cuda")
 
 
-@pytest.mark.parametrize("bad", [{"slowdown": 0.99}, {"slowdown": float("nan")}, {"threads": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"slowdown": 0.99}, {"slowdown": float("nan")}, {"slowdown": float("inf")}, {"threads": 0}]
+)
 def test_bad_settings(tiny, bad):
     with pytest.raises(ConfigError):
         Stages(tiny, **bad)

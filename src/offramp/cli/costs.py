@@ -41,6 +41,8 @@ def parse_cost(text: str, depths: Sequence[int]) -> CostModel | MeasuredCost:
         if name not in known:
             near = (difflib.get_close_matches(name, known, n=1, cutoff=0.3) or known)[0]
             raise ConfigError(f"--cost has no {name!r}; did you mean {near!r}? Known: {', '.join(known)}")
+        if name in given:
+            raise ConfigError(f"--cost {text!r} names {name} twice")
         given[name] = number("--cost " + name, value)
     if not set(given) & set(_WEIGHTS):
         return CostModel.in_layers(depths, **given)

@@ -112,6 +112,8 @@ def replay(
             slowdown=edge_slowdown,
             mode=mode,
         )
+    elif (delay, mode, edge_slowdown) != ("0ms", "float", 1.0):
+        raise ConfigError("--delay, --mode and --edge-slowdown go with a link: give its --rate, such as 10mbit")
     elif any(make(0).wants_forecast for make in learners.values()):
         raise ConfigError("dynamic-split goes by the link: give its --rate, such as 10mbit, and its --delay")
     if out is not None:

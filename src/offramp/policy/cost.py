@@ -148,7 +148,8 @@ class MeasuredCost:
     Each of the three is divided by what the dearest split takes of it as forecast when the edge starts, and the
     weights are made to add up to 1. So costs begin between 0 and 1, like the confidences that they are taken
     from, and a learner's constant of exploration means what it means in the papers' units. The divisors then
-    stay: on a link that became ten times slower, offloading costs more than 1.
+    stay: on a link that became ten times slower, offloading costs more than 1. So it may from the start where
+    nobody has said what the link takes: it then counts as free in that first forecast.
 
     Attributes:
         latency: The weight of milliseconds from input to answer.
@@ -167,7 +168,7 @@ class MeasuredCost:
 
     def __post_init__(self) -> None:
         weights = (self.latency, self.payload, self.energy)
-        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        if not all(weight >= 0 for weight in weights) or not 0 < sum(weights) < math.inf:
             raise ConfigError(
                 "weights must be at least 0 and finite, one of them above 0, not "
                 f"latency={self.latency}, payload={self.payload} and energy={self.energy}"

@@ -12,10 +12,12 @@ from offramp.policy.memory import ShareMemory, recalled
 
 __all__ = ["DynamicSplit"]
 
-#: How often an exit that nobody has seen counts as sure and as seen.
-_UNSEEN = (1.0, 1.0)
-#: Sights after which an exit is no longer run only to be seen.
-_ENOUGH = 20.0
+#: Of an exit that nobody has seen, how often it was sure and how often it was seen.
+_UNSEEN = (0.0, 0.0)
+#: Sights after which an exit is no longer run only to be seen, and the most that may be of those remembered.
+_ENOUGH, _ENOUGH_SHARE = 20.0, 0.1
+#: Offloads lost in a row that are counted; more would keep it away for long from a server that came back.
+_MOST_LOST = 10
 
 
 class DynamicSplit(Policy):
@@ -25,12 +27,16 @@ class DynamicSplit(Policy):
     that minimises it, sending the input (−1) and staying on the edge (the last) among them. It has no exits in
     it. Here the split's exit may answer, and so T_k = head + (1 − p_k)·(transfer + tail), where p_k is the share
     of inputs on which exit k was sure. Nobody knows p_k beforehand: an exit counts as sure until it was seen,
-    which costs a try where even then it would be soonest. Exits on the way are run for what they show until they
-    have been seen a few times.
+    which costs a try where even then it would be soonest. What was seen fades, so that a few unlucky inputs, or
+    inputs that have changed, do not rule an exit out for good. Exits on the way are run for what they show until
+    they have been seen a few times.
 
     What is never sent teaches nothing about the link. So a transfer counts as quick as it may well be, given how
     well the link is known; and the soonest split that sends is played once when what it takes longer is no more
     than a share `probing` of the time since the last transfer.
+
+    Nor does a link's estimate know of a server that is gone: it may refuse at once. So from the second offload in
+    a row on that brought no answer, each counts as if the edge had to run what is left once more.
 
     Args:
         alpha: The gates' threshold; None takes the bundle's own.
@@ -52,7 +58,10 @@ class DynamicSplit(Policy):
         self.alpha, self.discount, self.probing = checked_alpha(alpha), discount, probing
         #: Milliseconds since the last transfer, as expected when they were chosen.
         self._kept_ms = self._chosen_ms = 0.0
-        #: By exit, how often it was sure and how often it was seen, discounted. A first sight counts as sure.
+        #: Offloads in a row that brought no answer.
+        self._lost = 0
+        self._enough = _ENOUGH if discount == 1 else min(_ENOUGH, _ENOUGH_SHARE / (1 - discount))
+        #: By exit, how often it was sure and how often it was seen, discounted. One more sight counts as sure.
         self._seen: dict[int, tuple[float, float]] = {}
         self._context: Context | None = None
         self._gates: dict[int, float] = {}
@@ -73,7 +82,7 @@ class DynamicSplit(Policy):
         for k, (gated, plain, sending) in self._takes.items():
             if k in self._gates:
                 sure, seen = self._seen.get(k, _UNSEEN)
-                ms = gated + (1.0 - sure / seen) * sending
+                ms = gated + (1.0 - (sure + 1.0) / (seen + 1.0)) * sending
             else:
                 ms = plain + sending
             if ms < soonest:
@@ -83,21 +92,27 @@ class DynamicSplit(Policy):
         probing = 0 < self._kept_ms * self.probing >= takes - soonest
         if probing:
             best = probe
-        gate = () if probing else context.gate(best)
-        unknown = {e for e in self._gates if probing or self._seen.get(e, _UNSEEN)[1] < _ENOUGH}
+        gate = (best,) if best in self._gates and not probing else ()
+        unknown = {e for e in self._gates if probing or self._seen.get(e, _UNSEEN)[1] < self._enough}
         watch = tuple(e for e in context.exits if e in unknown and e <= best and e not in gate)
         return context.action(best, gate, watch)
 
     def update(self, action: Action, observation: Observation) -> None:
         """Counts on which exits the input would have been answered, and what stayed on the edge."""
-        self._kept_ms = 0.0 if observation.offloaded else self._kept_ms + self._chosen_ms
+        if observation.offloaded or observation.failed:
+            self._kept_ms = 0.0
+            lost = min(self._lost + 1, _MOST_LOST) if observation.failed else 0
+            if lost != self._lost:
+                self._lost, self._context = lost, None  # what splits take is another now
+        else:
+            self._kept_ms += self._chosen_ms
+        left = self.discount
+        for e, (sure, seen) in self._seen.items():
+            self._seen[e] = (left * sure, left * seen)
         for e, confidence in observation.confidences.items():
             if e in self._gates:
                 sure, seen = self._seen.get(e, _UNSEEN)
-                self._seen[e] = (
-                    self.discount * sure + (confidence >= self._gates[e]),
-                    self.discount * seen + 1.0,
-                )
+                self._seen[e] = (sure + (confidence >= self._gates[e]), seen + 1.0)
 
     def state(self) -> dict[str, Any]:
         """The shares, as JSON values."""
@@ -109,6 +124,7 @@ class DynamicSplit(Policy):
             sure=tuple(self._seen[e][0] for e in exits),
             seen=tuple(self._seen[e][1] for e in exits),
             kept_ms=self._kept_ms,
+            lost=self._lost,
         ).model_dump(mode="json")
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -119,7 +135,7 @@ class DynamicSplit(Policy):
         """
         memory = recalled(ShareMemory, state, self.name, self._settings())
         self._seen = dict(zip(memory.exits, zip(memory.sure, memory.seen, strict=True), strict=True))
-        self._kept_ms = memory.kept_ms
+        self._kept_ms, self._lost, self._context = memory.kept_ms, memory.lost, None
 
     def _begin(self, context: Context) -> None:
         forecast = context.forecast
@@ -127,13 +143,15 @@ class DynamicSplit(Policy):
             raise ActionError(
                 f"{self.name} needs to know what stages and the link take; this context has no forecast"
             )
-        self._gates = {e: self.threshold(context, e) for e in context.exits}
+        # A gate above 1 is shut: nobody passes, so its head is not run.
+        self._gates = {e: alpha for e in context.exits if (alpha := self.threshold(context, e)) <= 1}
         self._takes = {}
         for k in context.splits:
             gated, plain, sending = forecast.split_ms(k, 1.0), forecast.split_ms(k), 0.0
             if k != context.last:
                 plain -= forecast.sending_ms(k)
-                sending = forecast.soonest_ms(k)
+                left_ms = math.fsum(forecast.stage_ms[k + 1 : context.splits[-1] + 1])
+                sending = forecast.soonest_ms(k) + max(0, self._lost - 1) * left_ms
             self._takes[k] = (gated, plain, sending)
         sends = {k: plain + sending for k, (_, plain, sending) in self._takes.items() if k != context.last}
         self._probe = min(sends.items(), key=lambda split: split[1], default=(context.last, math.inf))

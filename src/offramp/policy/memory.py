@@ -84,12 +84,14 @@ class ShareMemory(DrawMemory):
         sure: Per exit how often it was sure, older inputs counting less.
         seen: Per exit how often it was seen, the same.
         kept_ms: Milliseconds since the last transfer.
+        lost: Offloads in a row that brought no answer.
     """
 
     exits: tuple[Annotated[int, Field(ge=0)], ...] = ()
     sure: tuple[_Count, ...] = ()
-    seen: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    seen: tuple[_Count, ...] = ()
     kept_ms: _Count = 0.0
+    lost: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _agree(self) -> ShareMemory:

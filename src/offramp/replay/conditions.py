@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from offramp.errors import ConfigError, TraceError
 from offramp.policy.forecast import Forecast
 from offramp.replay.trace import TraceMeta
@@ -25,9 +27,9 @@ def forecast_of(
         TraceError: Nobody has measured this trace's times or bytes.
         ConfigError: A rate or time below 0, a slowdown below 1, or a mode that no cut has.
     """
-    if not rate_bps >= 0 or not round_trip_ms >= 0 or not slowdown >= 1:
+    if not (rate_bps >= 0 and 0 <= round_trip_ms < math.inf and 1 <= slowdown < math.inf):
         raise ConfigError(
-            "a link's rate and round trip are at least 0 and a slowdown at least 1, not "
+            "a link's rate and round trip are at least 0 and a slowdown at least 1, the latter two finite, not "
             f"{rate_bps}, {round_trip_ms} and {slowdown}"
         )
     if not meta.stage_ms or not meta.exit_ms or "float" not in meta.cut_bytes:

@@ -66,8 +66,8 @@ class LiveSettings:
             raise ConfigError(
                 "a live study needs at least 1 image, 2 where the link changes, and a seed from 0 on"
             )
-        if not self.slowdown >= 1:
-            raise ConfigError(f"--edge-slowdown must be at least 1, not {self.slowdown}")
+        if not 1 <= self.slowdown < float("inf"):
+            raise ConfigError(f"--edge-slowdown must be at least 1 and finite, not {self.slowdown}")
 
 
 @dataclass(frozen=True)

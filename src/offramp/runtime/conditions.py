@@ -64,8 +64,11 @@ class Conditions:
         """The context as it is now: the same one unless some split's latency has changed by more than 5 %."""
         now, before = self._expected(), self.forecast
         splits = range(-1, len(now.stage_ms))
-        if all(_alike(now.split_ms(k), before.split_ms(k)) for k in splits) and all(
-            _alike(now.soonest_ms(k), before.soonest_ms(k)) for k in splits[:-1]
+        # Answered behind the cut, answered by the split's exit, and as soon as may well be.
+        if (
+            all(_alike(now.split_ms(k), before.split_ms(k)) for k in splits)
+            and all(_alike(now.split_ms(k, 1.0), before.split_ms(k, 1.0)) for k in splits)
+            and all(_alike(now.soonest_ms(k), before.soonest_ms(k)) for k in splits[:-1])
         ):
             return context
         self.forecast = now
@@ -75,11 +78,11 @@ class Conditions:
 
     def ran_stage(self, stage: int, ms: float) -> None:
         """A stage took so long on the edge."""
-        self.stage_ms[stage] += _LATEST * (ms - self.stage_ms[stage])
+        self.stage_ms[stage] += _LATEST * (max(0.0, ms) - self.stage_ms[stage])  # some clocks jump back
 
     def ran_exit(self, exit_index: int, ms: float) -> None:
         """An exit's head took so long on the edge."""
-        self.exit_ms[exit_index] += _LATEST * (ms - self.exit_ms[exit_index])
+        self.exit_ms[exit_index] += _LATEST * (max(0.0, ms) - self.exit_ms[exit_index])
 
     def was_answered(self, trip: Trip, exit_index: int) -> None:
         """The server answered a cut, with that exit."""
@@ -138,11 +141,11 @@ def _times(stages: Stages, exits: Sequence[int]) -> tuple[list[float], list[floa
     stage_ms, exit_ms = [], [0.0] * held
     for i in range(held):
         outputs, _ = stages.stage(i, tensors)
-        stage_ms.append(stages.stage(i, tensors)[1])
+        stage_ms.append(max(0.0, stages.stage(i, tensors)[1]))
         tensors = outputs
         if i in exits:
             stages.exit(i, tensors)
-            exit_ms[i] = stages.exit(i, tensors)[1]
+            exit_ms[i] = max(0.0, stages.exit(i, tensors)[1])
     return stage_ms, exit_ms
 
 

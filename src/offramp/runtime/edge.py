@@ -59,7 +59,8 @@ class Edge:
 
     Raises:
         BundleError: The bundle cannot be trusted or read.
-        ConfigError: A deadline that is not positive, no policy, or one that plays in replays only.
+        ConfigError: A deadline that is not positive, no policy, or one that plays in replays only, or a cost that
+            weighs nothing but what is sent, without a server.
     """
 
     def __init__(
@@ -97,6 +98,8 @@ class Edge:
         self._gate = Gate(self.bundle.tuning)
         held, last, tuning = self.bundle.held, self._manifest.last, self.bundle.tuning
         exits = tuple(i for i in range(min(held, last)) if self._manifest.exits[i] is not None)
+        if server is None and isinstance(cost, MeasuredCost) and not (cost.latency or cost.energy):
+            raise ConfigError("payload alone cannot be weighed without a server: nothing is sent")
         units = cost or CostModel.in_layers([stage.depth for stage in self._manifest.stages])
         self._conditions = Conditions(stages, exits, units, link_mbps)
         self._head = Head(stages, self._gate, self._conditions, exits)

@@ -44,7 +44,7 @@ class Stages:
         sleep: Sleeps for seconds.
 
     Raises:
-        ConfigError: An unknown or missing provider, or a slowdown below 1.
+        ConfigError: An unknown or missing provider, or a slowdown below 1 or infinite.
         StageError: A graph that ONNX Runtime cannot load.
         BundleShapeError: A graph whose tensors are not the manifest's.
     """
@@ -59,8 +59,8 @@ class Stages:
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if not slowdown >= 1:
-            raise ConfigError(f"a slowdown is at least 1, not {slowdown}")
+        if not 1 <= slowdown < math.inf:
+            raise ConfigError(f"a slowdown is at least 1 and finite, not {slowdown}")
         if threads < 1:
             raise ConfigError(f"a session needs at least one thread, not {threads}")
         if PROVIDERS.get(provider) not in ort.get_available_providers():
