@@ -67,6 +67,7 @@ BANNED = (
     "jinja2",
     "pooch",
     "prometheus_client",
+    "aiohttp",
     "numba",
 )
 

@@ -32,7 +32,7 @@ def serve(
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8001,
     http_port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Health and Prometheus metrics over HTTP; none if left out."),
+        typer.Option(min=0, max=65535, help="The same as REST, and Prometheus metrics; none if left out."),
     ] = None,
     provider: Annotated[str, typer.Option(help="Where to compute: `cpu` or `cuda`.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads per batch.")] = 1,
@@ -108,7 +108,9 @@ def serve(
             )
         )
         if metrics is not None and http_port is not None:
-            http = stack.enter_context(HttpServer(metrics, host=host, port=http_port, ready=lambda: server.ready))
+            http = stack.enter_context(
+                HttpServer(server.service, metrics, host=host, port=http_port, max_message_mb=max_message_mb)
+            )
             print(f"offramp serve: http://{host}:{http.port}/metrics", flush=True)
         names = ", ".join(repository.models)
         with _asked_to(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as requests:
