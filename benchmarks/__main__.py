@@ -21,6 +21,7 @@ ALL = (
     "policy.decisions",
     "serving.roundtrip",
     "serving.batching",
+    "serving.queueing",
     "exits.width",
     "exits.cached",
     "exits.side",

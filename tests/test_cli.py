@@ -291,6 +291,35 @@ def test_link_passes_on_with_a_delay(digits_bundle, images, served):
     assert min(line["latency_ms"]["link"] for line in found) >= 60
 
 
+def test_serve_s_usual_settings_are_the_library_s():
+    import inspect
+
+    from offramp.cli.running import serve
+    from offramp.runtime.batching import Batcher
+    from offramp.serving.server import GrpcServer
+
+    typed = inspect.signature(serve).parameters
+    for made in (Batcher, GrpcServer):
+        for name in ("queue", "max_batch", "max_wait_ms"):
+            assert typed[name].default == inspect.signature(made).parameters[name].default, name
+
+
+def test_several_bundles_and_no_batching(digits_bundle, images, tmp_path):
+    renamed = tmp_path / "models" / "numbers"
+    shutil.copytree(digits_bundle, renamed)
+    manifest = json.loads((renamed / "manifest.json").read_text())
+    (renamed / "manifest.json").write_text(json.dumps({**manifest, "name": "numbers"}))
+    options = ["--max-batch", "0", "--max-wait-ms", "0", "--grpc-port", "0"]
+    with running(["serve", str(digits_bundle), str(tmp_path / "models"), *options]) as address:
+        for bundle in (digits_bundle, renamed):
+            done = offramp("run", bundle, images, "--server", address, "--policy", "server-only")
+            assert [(line["status"], line["where"]) for line in lines(done)] == [("ok", "server")] * 5
+
+
+def test_serving_what_is_no_bundle_is_an_error(digits_bundle, tmp_path):
+    assert_clear_error(offramp("serve", digits_bundle, tmp_path / "nowhere"), 1, "nowhere")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_server_stops_when_told(digits_bundle, number):
     process = subprocess.Popen(

@@ -44,6 +44,7 @@ NAMES = [
     "PooledHead",
     "Preprocessing",
     "RandomArm",
+    "Repository",
     "Result",
     "ServerOnly",
     "SparseConv1d",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from offramp.policy.uee import UEEUCB
     from offramp.runtime.modes import measure_modes
     from offramp.runtime.quantization import quantize_stages
+    from offramp.runtime.repository import Repository
     from offramp.runtime.result import Result
     from offramp.runtime.stages import Stages
     from offramp.runtime.tail import Tail
@@ -79,6 +80,7 @@ _NAMES = {
     "PooledHead": "exits.heads",
     "Preprocessing": "bundle.manifest",
     "RandomArm": "policy.random",
+    "Repository": "runtime.repository",
     "Result": "runtime.result",
     "ServerOnly": "policy.fixed",
     "SparseConv1d": "sparse.convolution",
@@ -136,6 +138,7 @@ __all__ = [
     "PooledHead",
     "Preprocessing",
     "RandomArm",
+    "Repository",
     "Result",
     "ServerOnly",
     "SparseConv1d",

@@ -59,3 +59,18 @@ def test_passes(exit_index, confidence, alpha, passes):
 
 def test_a_threshold_above_one_keeps_everything():
     assert not Gate(Tuning(temperatures=(1.0,), thresholds=(2.0,))).passes(0, 1.0)
+
+
+@pytest.mark.parametrize("measure", ["max_softmax", "margin", "entropy"])
+def test_of_a_batch_those_are_sure_who_pass_one_by_one(measure):
+    gate = Gate(Tuning(temperatures=(1.0, 2.0, None), thresholds=(0.5, 0.9, None), confidence=measure))
+    logits = np.random.default_rng(0).normal(0, 3, (200, 5)).astype(np.float32)
+    for exit_index in range(3):
+        alone = [gate.passes(exit_index, gate.belief(exit_index, row).confidence) for row in logits]
+        assert gate.sure(exit_index, logits).tolist() == alone
+        assert any(alone) or exit_index > 0
+
+
+def test_a_gate_that_nothing_can_pass_is_not_open():
+    gate = Gate(Tuning(temperatures=(1.0,) * 4, thresholds=(0.5, 1.0, 2.0, None)))
+    assert [gate.opens(exit_index) for exit_index in range(4)] == [True, True, False, False]

@@ -91,7 +91,10 @@ def test_metrics_count_requests_answers_and_refusals_of_both_transports(http, ta
     assert f'offramp_requests_total{{code="INVALID_ARGUMENT",model="{name}"}} 2.0' in text
     assert 'offramp_requests_total{code="NOT_FOUND",model="unknown"} 3.0' in text
     assert f'offramp_answers_total{{exit="2",model="{name}"}} 3.0' in text
-    assert f'offramp_compute_seconds_count{{model="{name}"}} 1.0' in text
+    for histogram in ("compute_seconds", "queue_seconds", "batch_samples"):
+        assert f'offramp_{histogram}_count{{model="{name}"}} 1.0' in text
+    assert f'offramp_batch_samples_bucket{{le="2.0",model="{name}"}} 0.0' in text
+    assert f'offramp_batch_samples_bucket{{le="4.0",model="{name}"}} 1.0' in text  # three samples
 
 
 def test_a_port_in_use(http):

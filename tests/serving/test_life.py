@@ -268,6 +268,33 @@ def test_draining_answers_what_is_under_way_and_takes_no_more(tails, name, reque
         np.testing.assert_allclose(reply.logits, expected.logits, rtol=1e-5, atol=1e-5)
 
 
+def test_closing_in_the_middle_of_a_batch_leaves_no_thread_behind(tails, requests):
+    held = Held(tails[0].stages)
+    request, errors = requests[40][0], []  # at cut 0
+
+    def one():
+        try:
+            ask(address, request)
+        except ServerUnavailableError as error:
+            errors.append(error)
+
+    server = GrpcServer(Tail(held), port=0)
+    address = f"127.0.0.1:{server.port}"
+    clients = [threading.Thread(target=one) for _ in range(4)]
+    for thread in clients:
+        thread.start()
+    until(lambda: server._batcher.under_way == 4)
+    closing = threading.Thread(target=server.close, args=(0.05,))
+    closing.start()
+    for thread in clients:
+        thread.join(30)
+    assert len(errors) == 4
+    held.go.set()
+    closing.join(30)
+    assert not closing.is_alive()
+    assert server._batcher.under_way == 0
+
+
 def test_a_drain_that_takes_too_long_says_so(tails, requests):
     held = Held(tails[0].stages)
     with GrpcServer(Tail(held), port=0) as server:

@@ -108,7 +108,9 @@ class Batcher:
                 self._under_way -= 1
 
     def close(self) -> None:
-        """Ends the workers once they have nothing to do; no request may come any more."""
+        """Ends the workers once nothing is under way; no request may come any more."""
+        while self._under_way:  # a batch whose caller was answered still needs a worker
+            time.sleep(0.005)
         for _ in self._threads:
             self._orphans.put(None)
         for thread in self._threads:
