@@ -13,6 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from offramp.cli.credentials import (
+    CaOption,
+    CertOption,
+    ClientCaOption,
+    EdgeTokenOption,
+    KeyOption,
+    RateOption,
+    TlsCertOption,
+    TlsKeyOption,
+    TokenFileOption,
+    edge_credentials,
+    server_access,
+    server_tls,
+)
 from offramp.cli.extras import needs_extra
 from offramp.cli.messages import print_error
 from offramp.cli.options import BundleArgument, ServerOption, SlowdownOption
@@ -59,6 +73,12 @@ def serve(
         ),
     ] = 2.0,
     max_message_mb: Annotated[int, typer.Option(min=1, max=2047, help="The largest message in MiB.")] = 64,
+    max_elements: Annotated[int, typer.Option(min=1, help="Tensor elements of a request at most.")] = 2**24,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    client_ca: ClientCaOption = None,
+    token_file: TokenFileOption = None,
+    rate: RateOption = None,
 ) -> None:
     """Serves the tails of bundles over gRPC (Open Inference Protocol v2) until stopped.
 
@@ -83,6 +103,8 @@ def serve(
         stages = Stages(bundle, threads=threads, provider=provider)
         return Tail(stages, sizes=measured_sizes(stages, max(1, max_batch)))
 
+    tls = server_tls(tls_cert, tls_key, client_ca)
+    access = server_access(host, tls, token_file, rate)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     repository = Repository()
     folders = BundleFolders(bundles, repository, load)
@@ -104,14 +126,26 @@ def serve(
                 max_batch=max(1, max_batch),
                 max_wait_ms=max_wait_ms,
                 max_message_mb=max_message_mb,
+                max_elements=max_elements,
+                tls=tls,
+                access=access,
                 observer=metrics,
             )
         )
         if metrics is not None and http_port is not None:
             http = stack.enter_context(
-                HttpServer(server.service, metrics, host=host, port=http_port, max_message_mb=max_message_mb)
+                HttpServer(
+                    server.service,
+                    metrics,
+                    host=host,
+                    port=http_port,
+                    max_message_mb=max_message_mb,
+                    tls=tls,
+                    access=access,
+                )
             )
-            print(f"offramp serve: http://{host}:{http.port}/metrics", flush=True)
+            scheme = "http" if tls is None else "https"
+            print(f"offramp serve: {scheme}://{host}:{http.port}/metrics", flush=True)
         names = ", ".join(repository.models)
         with _asked_to(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as requests:
             print(f"offramp serve: {listening(f'{host}:{server.port}')}, models {names}", flush=True)
@@ -173,6 +207,10 @@ def run(
         Path | None,
         typer.Option(help="A file that keeps what the policy learned: read if it is there, written at the end."),
     ] = None,
+    ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
+    token_file: EdgeTokenOption = None,
     out: Annotated[Path | None, typer.Option(help="A file for the JSON lines, instead of the output.")] = None,
 ) -> None:
     """Runs inputs through the edge: one JSON line per input on the output, a summary on the error output.
@@ -194,6 +232,7 @@ def run(
             bundle,
             server=server,
             policy=chosen,
+            credentials=edge_credentials(ca, cert, key, token_file),
             deadline_ms=deadline_ms,
             link_mbps=bits / 1e6 or None,
             slowdown=edge_slowdown,

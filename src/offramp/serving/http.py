@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import socket
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +24,11 @@ from typing_extensions import Self
 
 from offramp.errors import InputError, PortError, ServerBusyError
 from offramp.runtime.tail import TailReply
+from offramp.serving.access import Access
 from offramp.serving.refusal import HTTP_STATUS, Refusal, refusal
 from offramp.serving.rest import HEADER_LENGTH, JSON_SHARE, read_request, write_answer
 from offramp.serving.service import Service
+from offramp.serving.tls import ServerTls
 from offramp.serving.wire import DATATYPES, MAX_PORT
 
 __all__ = ["HttpServer", "Metrics"]
@@ -33,6 +36,10 @@ __all__ = ["HttpServer", "Metrics"]
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 #: Seconds that a body may take to arrive.
 _BODY_S = 30.0
+#: What answers everybody.
+_HEALTH = ("/v2/health/live", "/v2/health/ready")
+#: What clients of HTTP look for beside a status.
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -92,6 +99,8 @@ class HttpServer:
         host: The address to listen on.
         port: The port; 0 takes a free one, see `port`.
         max_message_mb: The largest body in MiB.
+        tls: Its certificate; without one it speaks in the clear.
+        access: Who may ask, and how often; health answers everybody.
 
     Raises:
         PortError: The port cannot be listened on.
@@ -105,11 +114,14 @@ class HttpServer:
         host: str = "127.0.0.1",
         port: int = 8000,
         max_message_mb: int = 64,
+        tls: ServerTls | None = None,
+        access: Access | None = None,
     ) -> None:
         if not 0 <= port <= MAX_PORT:
             raise PortError(f"a port is 0 to {MAX_PORT}, not {port}")
         self._service, self._metrics, self._max_bytes = service, metrics, max_message_mb * 2**20
-        self._bodies = 0
+        self._access, self._bodies = access, 0
+        secured = None if tls is None else tls.context()
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             listener = socket.create_server((host, port), family=family)
@@ -126,7 +138,7 @@ class HttpServer:
         self._runner = web.AppRunner(self._app(), access_log=None, logger=quiet, shutdown_timeout=1.0)
         self._thread = threading.Thread(target=self._loop.run_forever, name="offramp-http", daemon=True)
         self._thread.start()
-        self._run(self._listen(listener))
+        self._run(self._listen(listener, secured))
 
     def __enter__(self) -> Self:
         return self
@@ -143,15 +155,17 @@ class HttpServer:
     def _run(self, work: Any) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _listen(self, listener: socket.socket) -> None:
+    async def _listen(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
         await self._runner.setup()
-        await web.SockSite(self._runner, listener).start()
+        await web.SockSite(self._runner, listener, ssl_context=tls).start()
 
     def _app(self) -> web.Application:
         app = web.Application(middlewares=[self._answered], client_max_size=self._max_bytes)
         model = "/v2/models/{model}"
         version = model + "/versions/{version}"
-        app.add_routes([web.get("/v2/health/live", self._live), web.get("/v2/health/ready", self._ready)])
+        app.add_routes(
+            [web.get(path, answer) for path, answer in zip(_HEALTH, (self._live, self._ready), strict=True)]
+        )
         app.add_routes([web.get("/v2", self._server_metadata), web.post("/v2/repository/index", self._index)])
         for stem in (model, version):
             app.add_routes([web.get(stem, self._model_metadata), web.get(f"{stem}/ready", self._model_ready)])
@@ -162,8 +176,11 @@ class HttpServer:
 
     @web.middleware
     async def _answered(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        """Every error as JSON, with nothing of the inside."""
+        """Asks who may come in; every error as JSON, with nothing of the inside."""
+        resource = request.match_info.route.resource
         try:
+            if self._access is not None and (resource is None or resource.canonical not in _HEALTH):
+                self._access.check(request.remote or "", request.headers.get("Authorization"))
             return await handler(request)
         except web.HTTPException as error:
             if error.status == web.HTTPNotFound.status_code:
@@ -279,4 +296,5 @@ def _error(status: int, text: str, headers: dict[str, str] | None = None) -> web
 
 
 def _refused(found: Refusal) -> web.Response:
-    return _error(HTTP_STATUS[found.code], found.text)
+    status = HTTP_STATUS[found.code]
+    return _error(status, found.text, _HEADERS.get(status))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import grpc
 
 from offramp.errors import (
+    AccessError,
     DeadlineError,
     DigestMismatchError,
     InputError,
@@ -29,11 +30,13 @@ _CODES = {
     ServerBusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     ServerUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    AccessError: grpc.StatusCode.UNAUTHENTICATED,
 }
 #: gRPC's codes over HTTP, as Google's `google/rpc/code.proto` maps them.
 HTTP_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
     grpc.StatusCode.NOT_FOUND: 404,
     grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
     grpc.StatusCode.INTERNAL: 500,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent import futures
 from types import TracebackType
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -16,14 +17,18 @@ from offramp.errors import InputError, PortError
 from offramp.runtime.batching import MAX_BATCH, MAX_WAIT_MS, Batcher
 from offramp.runtime.repository import Repository
 from offramp.runtime.tail import Tail
+from offramp.serving.access import Access
 from offramp.serving.refusal import Refusal, refusal
 from offramp.serving.service import MAX_ELEMENTS, Observer, Question, Service
+from offramp.serving.tls import ServerTls
 from offramp.serving.wire import DATATYPES, MAX_PORT, from_request, grpc_options, response_message
 
 __all__ = ["GrpcServer"]
 
 #: Threads kept for health and metadata while every other one computes or waits.
 _SPARE = 2
+#: What answers everybody.
+_HEALTH = ("ServerLive", "ServerReady")
 
 
 class GrpcServer:
@@ -39,6 +44,8 @@ class GrpcServer:
         max_wait_ms: See `Batcher`.
         max_message_mb: The largest message in MiB.
         max_elements: See `Service`.
+        tls: Its certificate; without one it speaks in the clear.
+        access: Who may ask, and how often; health answers everybody.
         observer: Told of every inference request: model, gRPC code, and the reply if there is one.
 
     Attributes:
@@ -62,6 +69,8 @@ class GrpcServer:
         max_wait_ms: float = MAX_WAIT_MS,
         max_message_mb: int = 64,
         max_elements: int = MAX_ELEMENTS,
+        tls: ServerTls | None = None,
+        access: Access | None = None,
         observer: Observer | None = None,
     ) -> None:
         if not 0 <= port <= MAX_PORT:
@@ -75,10 +84,14 @@ class GrpcServer:
         # Without this option Linux lets two servers share a port, each getting some of the calls.
         options = [*grpc_options(max_message_mb), ("grpc.so_reuseport", 0)]
         self._server = grpc.server(pool, options=options)
-        self._server.add_generic_rpc_handlers((_handlers(self.service),))
+        self._server.add_generic_rpc_handlers((_handlers(self.service, access),))
         address = f"{host}:{port}"
         try:
-            self.port = self._server.add_insecure_port(address)
+            self.port = (
+                self._server.add_insecure_port(address)
+                if tls is None
+                else self._server.add_secure_port(address, tls.credentials())
+            )
         except RuntimeError as error:
             self.port = 0
             self._close_pool(pool)
@@ -127,7 +140,7 @@ class GrpcServer:
 _Method = Callable[[Service, Any, grpc.ServicerContext], Any]
 
 
-def _handlers(service: Service) -> grpc.GenericRpcHandler:
+def _handlers(service: Service, access: Access | None) -> grpc.GenericRpcHandler:
     """The protocol's methods that we have; gRPC itself says UNIMPLEMENTED to the others."""
     methods: dict[str, tuple[_Method, Any]] = {
         "ServerLive": (_server_live, pb.ServerLiveRequest),
@@ -140,13 +153,19 @@ def _handlers(service: Service) -> grpc.GenericRpcHandler:
     }
     return grpc.method_handlers_generic_handler(
         "inference.GRPCInferenceService",
-        {name: _handler(service, method, message) for name, (method, message) in methods.items()},
+        {
+            name: _handler(service, method, message, None if name in _HEALTH else access)
+            for name, (method, message) in methods.items()
+        },
     )
 
 
-def _handler(service: Service, method: _Method, message: Any) -> grpc.RpcMethodHandler:
+def _handler(service: Service, method: _Method, message: Any, access: Access | None) -> grpc.RpcMethodHandler:
     def handle(content: bytes, context: grpc.ServicerContext) -> Any:
         try:
+            if access is not None:
+                authorization = dict(context.invocation_metadata()).get("authorization")
+                access.check(_host(context.peer()), authorization)
             response = method(service, _parsed(message, content), context)
         except Exception as error:
             response = refusal(error)
@@ -154,10 +173,16 @@ def _handler(service: Service, method: _Method, message: Any) -> grpc.RpcMethodH
             context.abort(response.code, response.text)
         return response
 
-    # Messages are read here, not by gRPC: what cannot be read has a code and a text like every other refusal.
+    # Messages are read here, not by gRPC: what strangers send is not looked at, and what cannot be read has a code
+    # and a text like every other refusal.
     return grpc.unary_unary_rpc_method_handler(
         handle, response_serializer=lambda response: response.SerializeToString()
     )
+
+
+def _host(peer: str) -> str:
+    """The address in gRPC's way to name a peer: `ipv4:10.0.0.7:40112`, `ipv6:%5Bfe80::1%5D:40112`."""
+    return unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]")
 
 
 def _parsed(message: Any, content: bytes) -> Any:
