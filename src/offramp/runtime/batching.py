@@ -56,12 +56,8 @@ class Batcher:
             raise ConfigError(
                 f"a batch holds at least one and waits at least 0 ms, not {max_batch}, {max_wait_ms}"
             )
-        self._most, self._max_batch, self._max_wait_s, self._clock = (
-            workers + queue,
-            max_batch,
-            max_wait_ms / 1e3,
-            clock,
-        )
+        self._most, self._max_batch, self._clock = workers + queue, max_batch, clock
+        self._max_wait_s = max_wait_ms / 1e3 if max_batch > 1 else 0.0  # where nobody can join, by arrival
         self._lock = threading.Lock()
         self._workers, self._free, self._under_way, self._in_line = workers, workers, 0, 0
         #: Who waits at which stage of which tail, longest first; no entry is empty. None waits while one is free.
