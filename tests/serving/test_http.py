@@ -2,6 +2,7 @@ import json
 import socket
 import urllib.error
 import urllib.request
+from http.client import HTTPConnection
 
 import numpy as np
 import pytest
@@ -47,6 +48,14 @@ def test_another_path_is_404_and_names_the_protocol(http):
     with found.value as answer:
         assert answer.code == 404
         assert "/v2" in json.loads(answer.read())["error"]
+
+
+def test_no_versions_are_told(http):
+    for path in ("/v2/health/live", "/nowhere"):
+        connection = HTTPConnection("127.0.0.1", http[1], timeout=10)
+        connection.request("GET", path)
+        assert connection.getresponse().headers["Server"] == "offramp"
+        connection.close()
 
 
 def test_another_method_is_405(http):

@@ -36,6 +36,8 @@ __all__ = ["HttpServer", "Metrics"]
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 #: Seconds that a body may take to arrive.
 _BODY_S = 30.0
+#: Seconds after which a connection without requests is closed.
+_IDLE_S = 75.0
 #: What answers everybody.
 _HEALTH = ("/v2/health/live", "/v2/health/ready")
 #: What clients of HTTP look for beside a status.
@@ -135,7 +137,9 @@ class HttpServer:
         # Whoever sends what is no HTTP would fill the log with it; what breaks in here is logged by `refusal`.
         quiet = logging.Logger("offramp.http", logging.CRITICAL)
         # Requests under way have been answered by the time that a drained server is closed.
-        self._runner = web.AppRunner(self._app(), access_log=None, logger=quiet, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(
+            self._app(), access_log=None, logger=quiet, keepalive_timeout=_IDLE_S, shutdown_timeout=1.0
+        )
         self._thread = threading.Thread(target=self._loop.run_forever, name="offramp-http", daemon=True)
         self._thread.start()
         self._run(self._listen(listener, secured))
@@ -161,6 +165,7 @@ class HttpServer:
 
     def _app(self) -> web.Application:
         app = web.Application(middlewares=[self._answered], client_max_size=self._max_bytes)
+        app.on_response_prepare.append(_sign)
         model = "/v2/models/{model}"
         version = model + "/versions/{version}"
         app.add_routes(
@@ -277,6 +282,11 @@ class HttpServer:
         return web.Response(
             body=generate_latest(self._metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
+
+
+async def _sign(request: web.Request, response: web.StreamResponse) -> None:
+    """The library would name itself, Python, and both versions."""
+    response.headers["Server"] = "offramp"
 
 
 def _model(request: web.Request) -> tuple[str, str]:
