@@ -247,6 +247,17 @@ def test_a_shape_whose_product_takes_hours_is_refused_at_once(tail):
         assert (code, "dimensions" in text) == ("INVALID_ARGUMENT", True)
 
 
+def test_what_unpacks_to_more_than_the_limit_is_refused(tail):
+    message = pb.ModelInferRequest(model_name="x")
+    message.raw_input_contents.append(bytes(2**24))
+    with Target(tail) as target:
+        method = target.channel.unary_unary(f"{SERVICE}ModelInfer")
+        with pytest.raises(grpc.RpcError) as caught:
+            method(message.SerializeToString(), timeout=20, compression=grpc.Compression.Gzip)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        target.still_answers()
+
+
 def test_clients_that_stall_keep_nobody_from_answers(tail):
     """Half a request from each of so many that they would fill every place of the queue."""
     peers = []
