@@ -22,6 +22,7 @@ ALL = (
     "serving.roundtrip",
     "serving.batching",
     "serving.queueing",
+    "serving.reveal",
     "exits.width",
     "exits.cached",
     "exits.side",
