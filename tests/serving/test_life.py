@@ -220,6 +220,8 @@ def test_whoever_gave_up_is_not_computed(tails, name, requests):
             until(lambda: server._batcher.under_way == 3)
             call.cancel()
             assert said.wait(30)
+            # The server learns of it a little later.
+            until(lambda: not any(w.wanted() for line in server._batcher._waiting.values() for w in line))
             held.go.set()
             first.join(30)
             until(lambda: server._batcher.under_way == 0)

@@ -4,6 +4,7 @@ import gzip
 import http.client
 import json
 import logging
+import socket
 import threading
 
 import numpy as np
@@ -367,3 +368,28 @@ def test_a_full_queue_refuses_and_health_still_answers(tail, name):
         for thread in threads:
             thread.join(30)
         assert sorted(found) == [200, 200, 429, 429, 429]
+
+
+def test_bodies_that_never_end_give_their_places_back(tail, name, monkeypatch):
+    monkeypatch.setattr("offramp.serving.http._BODY_S", 1.0)
+    body = json.dumps({"inputs": [good()]}).encode()
+    path = f"/v2/models/{name}/infer"
+    half = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:99]
+    with GrpcServer(tail, port=0, queue=1) as server, HttpServer(server.service, port=0) as beside:
+        peers = [socket.create_connection(("127.0.0.1", beside.port), 30) for _ in range(2)]
+        try:
+            for peer in peers:
+                peer.sendall(half)
+            for _ in range(3000):
+                if beside._bodies == 2:
+                    break
+                threading.Event().wait(0.01)
+            assert post(beside.port, path, body)[0] == 429
+            with triton.InferenceServerClient(f"127.0.0.1:{beside.port}") as client:
+                assert client.is_server_ready()
+            for peer in peers:
+                assert b" 408 " in peer.recv(100)
+            assert post(beside.port, path, body)[0] == 200
+        finally:
+            for peer in peers:
+                peer.close()
