@@ -140,3 +140,16 @@ def test_what_is_no_http_is_refused_and_fills_no_log(http, caplog):
             assert b" 400 " in peer.recv(100)
     assert caplog.text == ""
     assert json.loads(get(http[1], "/v2/health/live")) == {"live": True}
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /v2 HT", b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_a_connection_that_says_nothing_more_is_closed(tail, monkeypatch, sent):
+    monkeypatch.setattr("offramp.serving.http._IDLE_S", 0.3)
+    with (
+        GrpcServer(tail, port=0) as server,
+        HttpServer(server.service, port=0) as beside,
+        socket.create_connection(("127.0.0.1", beside.port), 20) as peer,
+    ):
+        peer.sendall(sent)
+        while peer.recv(4096):
+            pass

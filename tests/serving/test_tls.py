@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2_grpc as rpc
 from tritonclient.utils import InferenceServerException
 
 from offramp.bundle.bundle import Bundle
+from offramp.cli.credentials import server_access
 from offramp.connect import Edge, connect
 from offramp.errors import AccessError, ConfigError, ProtocolError, ServerBusyError
 from offramp.policy.fixed import ServerOnly
@@ -397,6 +398,26 @@ def test_serve_and_run_with_everything(digits_bundle, certificates, tmp_path):
         done = offramp(*run, *edge, "--token-file", tokens)
         assert done.returncode == 2
         assert "2 tokens" in done.stderr
+
+
+def test_a_token_in_the_environment_is_no_token_of_servers_that_we_start(digits_bundle, tail, monkeypatch):
+    monkeypatch.setenv("OFFRAMP_TOKEN", TOKEN)
+    with running(["serve", str(digits_bundle), "--grpc-port", "0"]) as address:
+        connect(address, tail.bundle).close()
+    access = server_access("127.0.0.1", None, None, None)
+    access.check("127.0.0.1", f"Bearer {TOKEN}")
+    with pytest.raises(AccessError):
+        access.check("127.0.0.1", None)
+
+
+def test_tokens_without_tls_for_other_machines_are_warned_of(certificates, monkeypatch):
+    monkeypatch.setenv("OFFRAMP_TOKEN", TOKEN)
+    with pytest.warns(UserWarning, match="readable") as caught:
+        server_access("0.0.0.0", None, None, None)
+    assert TOKEN not in str(caught[0].message)
+    server_access("0.0.0.0", ServerTls(certificates.server, certificates.server_key), None, None)
+    monkeypatch.delenv("OFFRAMP_TOKEN")
+    assert server_access("0.0.0.0", None, None, None) is None
 
 
 @pytest.mark.parametrize(
