@@ -22,6 +22,7 @@ ALL = (
     "serving.roundtrip",
     "serving.batching",
     "serving.queueing",
+    "serving.reveal",
     "edge.install",
     "edge.pipeline",
     "exits.width",

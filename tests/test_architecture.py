@@ -68,6 +68,7 @@ BANNED = (
     "pooch",
     "prometheus_client",
     "yaml",
+    "aiohttp",
     "numba",
     "river",
 )

@@ -19,12 +19,14 @@ from offramp.runtime.tail import TailRequest
 from offramp.serving.channel import GrpcChannel
 
 NAMES = [
+    "Access",
     "Action",
     "BlockPattern",
     "Bundle",
     "ClashFreePattern",
     "ConvHead",
     "CostModel",
+    "Credentials",
     "Cut",
     "DeepHead",
     "DistilledLoss",
@@ -49,6 +51,7 @@ NAMES = [
     "Repository",
     "Result",
     "ServerOnly",
+    "ServerTls",
     "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",

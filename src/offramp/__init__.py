@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from offramp.runtime.result import Result
     from offramp.runtime.stages import Stages
     from offramp.runtime.tail import Tail
+    from offramp.serving.access import Access
     from offramp.serving.server import GrpcServer
+    from offramp.serving.tls import Credentials, ServerTls
     from offramp.sparse.block import BlockPattern
     from offramp.sparse.clash_free import ClashFreePattern
     from offramp.sparse.config import SparsityConfig
@@ -55,12 +57,14 @@ __version__ = "0.1.0"
 
 #: name → module, and what to install where the module needs more than the edge has
 _NAMES = {
+    "Access": "serving.access",
     "Action": "policy.base",
     "BlockPattern": "sparse.block",
     "Bundle": "bundle.bundle",
     "ClashFreePattern": "sparse.clash_free",
     "ConvHead": "exits.heads",
     "CostModel": "policy.cost",
+    "Credentials": "serving.tls",
     "Cut": "bundle.cuts",
     "DeepHead": "exits.heads",
     "DistilledLoss": "exits.objective",
@@ -85,6 +89,7 @@ _NAMES = {
     "Repository": "runtime.repository",
     "Result": "runtime.result",
     "ServerOnly": "policy.fixed",
+    "ServerTls": "serving.tls",
     "SparseConv1d": "sparse.convolution",
     "SparseConv2d": "sparse.convolution",
     "SparseLinear": "sparse.layers",
@@ -115,12 +120,14 @@ _NAMES = {
 
 __all__ = [
     "UEEUCB",
+    "Access",
     "Action",
     "BlockPattern",
     "Bundle",
     "ClashFreePattern",
     "ConvHead",
     "CostModel",
+    "Credentials",
     "Cut",
     "DeepHead",
     "DistilledLoss",
@@ -145,6 +152,7 @@ __all__ = [
     "Repository",
     "Result",
     "ServerOnly",
+    "ServerTls",
     "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",

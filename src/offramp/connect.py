@@ -11,11 +11,12 @@ from offramp.policy.base import Policy
 from offramp.runtime.edge import Edge as LocalEdge
 from offramp.runtime.tail import Channel
 from offramp.serving.channel import GrpcChannel
+from offramp.serving.tls import Credentials
 
 __all__ = ["Edge", "connect"]
 
 
-def connect(address: str, bundle: Bundle) -> GrpcChannel:
+def connect(address: str, bundle: Bundle, credentials: Credentials | None = None) -> GrpcChannel:
     """A channel to the server at HOST:PORT, checked as far as it can be reached.
 
     A server that is not there yet is no error: the edge answers on its own until it is.
@@ -23,10 +24,11 @@ def connect(address: str, bundle: Bundle) -> GrpcChannel:
     Raises:
         AddressError: The address is no HOST:PORT.
         ProtocolError: What answers does not speak the Open Inference Protocol over gRPC.
+        AccessError: The server does not take the credentials, or the edge not the server's.
         ServerRefusedError: The server does not hold the bundle.
         DigestMismatchError: The server holds another version of it.
     """
-    channel = GrpcChannel(address)
+    channel = GrpcChannel(address, credentials=credentials)
     try:
         channel.check(bundle.manifest.name, bundle.digest)
     except ServerUnavailableError:
@@ -44,6 +46,7 @@ class Edge(LocalEdge):
         bundle: A bundle, or the path of one; an edge copy will do.
         server: HOST:PORT, or any `Channel`; without one, everything stays on the edge.
         policy: Chooses for each input; the whole network on the edge if left out.
+        credentials: For servers that speak TLS or want a token, given by their address.
         **options: As `offramp.runtime.edge.Edge` takes them.
 
     Raises:
@@ -56,10 +59,11 @@ class Edge(LocalEdge):
         bundle: Bundle | str | Path,
         server: str | Channel | None = None,
         policy: Policy | None = None,
+        credentials: Credentials | None = None,
         **options: Any,
     ) -> None:
         loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        channel = connect(server, loaded) if isinstance(server, str) else server
+        channel = connect(server, loaded, credentials) if isinstance(server, str) else server
         try:
             super().__init__(loaded, channel, policy, **options)
         except Exception:

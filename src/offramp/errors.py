@@ -28,6 +28,7 @@ OfframpError
     ├── DeadlineError            no answer in time
     ├── ServerBusyError          the server refuses more work for now
     ├── DigestMismatchError      the server holds another version of the bundle
+    ├── AccessError              the server wants a valid token or certificate, or its own is not valid
     ├── ServerRefusedError       the server understood the request and said no
     ├── ProtocolError            what answers does not speak the Open Inference Protocol
     └── PortError                a port that cannot be listened on
@@ -143,6 +144,10 @@ class ServerBusyError(ServerError):
 
 class DigestMismatchError(ServerError):
     """The server holds another version of the bundle."""
+
+
+class AccessError(ServerError):
+    """The server wants a valid token or certificate, or its own is not valid."""
 
 
 class ServerRefusedError(ServerError):

@@ -11,6 +11,7 @@ from tritonclient.grpc import service_pb2_grpc as rpc
 from offramp.bundle.bundle import Bundle
 from offramp.bundle.preprocessing import preprocess
 from offramp.errors import (
+    AccessError,
     AddressError,
     DeadlineError,
     DigestMismatchError,
@@ -276,7 +277,8 @@ def test_an_answer_that_cannot_be_read_is_a_protocol_error(serving):
         (grpc.StatusCode.NOT_FOUND, ServerRefusedError),
         (grpc.StatusCode.INVALID_ARGUMENT, ServerRefusedError),
         (grpc.StatusCode.INTERNAL, ServerRefusedError),
-        (grpc.StatusCode.PERMISSION_DENIED, ServerRefusedError),
+        (grpc.StatusCode.PERMISSION_DENIED, AccessError),
+        (grpc.StatusCode.UNAUTHENTICATED, AccessError),
     ],
 )
 def test_every_status_code_is_an_error_of_ours(serving, code, error):

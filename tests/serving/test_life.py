@@ -21,7 +21,7 @@ from offramp.runtime.repository import Repository
 from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Tail, TailRequest, tail_name
 from offramp.serving.channel import GrpcChannel
-from offramp.serving.http import HttpServer, Metrics
+from offramp.serving.http import HttpServer
 from offramp.serving.server import GrpcServer
 
 
@@ -220,6 +220,8 @@ def test_whoever_gave_up_is_not_computed(tails, name, requests):
             until(lambda: server._batcher.under_way == 3)
             call.cancel()
             assert said.wait(30)
+            # The server learns of it a little later.
+            until(lambda: not any(w.wanted() for line in server._batcher._waiting.values() for w in line))
             held.go.set()
             first.join(30)
             until(lambda: server._batcher.under_way == 0)
@@ -236,7 +238,7 @@ def test_draining_answers_what_is_under_way_and_takes_no_more(tails, name, reque
     answers, ended = [], []
     with (
         GrpcServer(Tail(held), port=0) as server,
-        HttpServer(Metrics(), port=0, ready=lambda: server.ready) as http,
+        HttpServer(server.service, port=0) as http,
     ):
         address = f"127.0.0.1:{server.port}"
         under_way = [threading.Thread(target=lambda: answers.append(ask(address, request))) for _ in range(3)]

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from offramp.cli.credentials import CaOption, CertOption, EdgeTokenOption, KeyOption, edge_credentials
 from offramp.cli.extras import needs_extra
 from offramp.cli.options import BundleArgument, JsonOption, ServerOption, SlowdownOption
 
@@ -43,6 +44,10 @@ def inspect(
 def profile(
     bundle: BundleArgument,
     server: ServerOption = None,
+    ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
+    token_file: EdgeTokenOption = None,
     runs: Annotated[int, typer.Option(min=3, help="Runs per median.")] = 50,
     edge_slowdown: SlowdownOption = 1.0,
     as_json: JsonOption = False,
@@ -54,7 +59,7 @@ def profile(
     from offramp.runtime.stages import Stages
 
     loaded = Bundle.load(bundle)
-    channel = None if server is None else connect(server, loaded)
+    channel = None if server is None else connect(server, loaded, edge_credentials(ca, cert, key, token_file))
     try:
         facts = measure(Stages(loaded, slowdown=edge_slowdown), channel, runs=runs)
     finally:

@@ -14,6 +14,20 @@ import typer
 from rich.console import Console
 
 from offramp.cli.costs import COST_HELP, parse_cost
+from offramp.cli.credentials import (
+    CaOption,
+    CertOption,
+    ClientCaOption,
+    EdgeTokenOption,
+    KeyOption,
+    RateOption,
+    TlsCertOption,
+    TlsKeyOption,
+    TokenFileOption,
+    edge_credentials,
+    server_access,
+    server_tls,
+)
 from offramp.cli.extras import needs_extra
 from offramp.cli.messages import print_error
 from offramp.cli.options import BundleArgument, ServerOption, SlowdownOption
@@ -33,7 +47,7 @@ def serve(
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8001,
     http_port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Health and Prometheus metrics over HTTP; none if left out."),
+        typer.Option(min=0, max=65535, help="The same as REST, and Prometheus metrics; none if left out."),
     ] = None,
     provider: Annotated[str, typer.Option(help="Where to compute: `cpu` or `cuda`.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads per batch.")] = 1,
@@ -60,6 +74,12 @@ def serve(
         ),
     ] = 2.0,
     max_message_mb: Annotated[int, typer.Option(min=1, max=2047, help="The largest message in MiB.")] = 64,
+    max_elements: Annotated[int, typer.Option(min=1, help="Tensor elements of a request at most.")] = 2**24,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    client_ca: ClientCaOption = None,
+    token_file: TokenFileOption = None,
+    rate: RateOption = None,
 ) -> None:
     """Serves the tails of bundles over gRPC (Open Inference Protocol v2) until stopped.
 
@@ -84,6 +104,8 @@ def serve(
         stages = Stages(bundle, threads=threads, provider=provider)
         return Tail(stages, sizes=measured_sizes(stages, max(1, max_batch)))
 
+    tls = server_tls(tls_cert, tls_key, client_ca)
+    access = server_access(host, tls, token_file, rate)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     repository = Repository()
     folders = BundleFolders(bundles, repository, load)
@@ -105,12 +127,26 @@ def serve(
                 max_batch=max(1, max_batch),
                 max_wait_ms=max_wait_ms,
                 max_message_mb=max_message_mb,
+                max_elements=max_elements,
+                tls=tls,
+                access=access,
                 observer=metrics,
             )
         )
         if metrics is not None and http_port is not None:
-            http = stack.enter_context(HttpServer(metrics, host=host, port=http_port, ready=lambda: server.ready))
-            print(f"offramp serve: http://{host}:{http.port}/metrics", flush=True)
+            http = stack.enter_context(
+                HttpServer(
+                    server.service,
+                    metrics,
+                    host=host,
+                    port=http_port,
+                    max_message_mb=max_message_mb,
+                    tls=tls,
+                    access=access,
+                )
+            )
+            scheme = "http" if tls is None else "https"
+            print(f"offramp serve: {scheme}://{host}:{http.port}/metrics", flush=True)
         names = ", ".join(repository.models)
         with _asked_to(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as requests:
             print(f"offramp serve: {listening(f'{host}:{server.port}')}, models {names}", flush=True)
@@ -188,6 +224,10 @@ def run(
         Path | None,
         typer.Option(help="A file that keeps what the policy learned: read if it is there, written at the end."),
     ] = None,
+    ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
+    token_file: EdgeTokenOption = None,
     out: Annotated[Path | None, typer.Option(help="A file for the JSON lines, instead of the output.")] = None,
     resume: Annotated[
         bool,
@@ -231,6 +271,7 @@ def run(
             loaded,
             server=server,
             policy=chosen,
+            credentials=edge_credentials(ca, cert, key, token_file),
             deadline_ms=deadline_ms,
             link_mbps=bits / 1e6 or None,
             cost=parse_cost(cost, [stage.depth for stage in loaded.manifest.stages]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as rpc
 
 from offramp.errors import (
+    AccessError,
     AddressError,
     DeadlineError,
     DigestMismatchError,
@@ -24,6 +24,8 @@ from offramp.errors import (
     ServerUnavailableError,
 )
 from offramp.runtime.tail import TailReply, TailRequest
+from offramp.serving.probe import probe
+from offramp.serving.tls import Credentials
 from offramp.serving.wire import MAX_PORT, from_outputs, grpc_options, request_message
 
 __all__ = ["GrpcChannel", "parse_address"]
@@ -36,6 +38,8 @@ _ERRORS: dict[grpc.StatusCode, type[OfframpError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: ServerBusyError,
     grpc.StatusCode.FAILED_PRECONDITION: DigestMismatchError,
     grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
+    grpc.StatusCode.UNAUTHENTICATED: AccessError,
+    grpc.StatusCode.PERMISSION_DENIED: AccessError,
 }
 #: Inference changes nothing on the server, so a request whose connection broke, or that found none, may be sent
 #: once more; gRPC does it while the deadline allows. Late, refused and misunderstood requests are not repeated.
@@ -49,9 +53,6 @@ _RETRIES = {
         "retryableStatusCodes": ["UNAVAILABLE"],
     },
 }
-#: The client's first bytes on an HTTP/2 connection and an empty SETTINGS frame (RFC 9113 §3.4, §6.5).
-_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-_SETTINGS = 4
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -74,12 +75,14 @@ class GrpcChannel:
     Args:
         address: HOST:PORT.
         max_message_mb: The largest message in MiB.
+        credentials: For servers that speak TLS or want a token.
 
     Raises:
         AddressError: The address is no HOST:PORT.
+        ConfigError: A token would travel readable.
     """
 
-    def __init__(self, address: str, *, max_message_mb: int = 64) -> None:
+    def __init__(self, address: str, *, max_message_mb: int = 64, credentials: Credentials | None = None) -> None:
         self._host, self._port = parse_address(address)
         self.address = address
         options = [
@@ -95,7 +98,9 @@ class GrpcChannel:
             # A request that is larger is not kept for a second attempt; gRPC's own limit is 256 KiB.
             ("grpc.per_rpc_retry_buffer_size", max_message_mb * 2**20),
         ]
-        self._channel = grpc.insecure_channel(address, options=options)
+        self._credentials = credentials or Credentials()
+        self._metadata = self._credentials.metadata
+        self._channel = self._credentials.channel(address, self._host, options)
         self._stub = rpc.GRPCInferenceServiceStub(self._channel)
 
     def infer(self, request: TailRequest, timeout_s: float | None = None) -> TailReply:
@@ -135,13 +140,14 @@ class GrpcChannel:
         Raises:
             ServerUnavailableError: Nobody is there, for now.
             ProtocolError: What answers does not speak the protocol.
+            AccessError: The server does not take the token or certificate, or shows none that `ca` has signed.
             ServerRefusedError: The server does not hold the bundle.
             DigestMismatchError: The server holds another version of it.
         """
         try:
             found = self._call(self._stub.ModelMetadata, pb.ModelMetadataRequest(name=model), timeout_s)
         except (ServerUnavailableError, DeadlineError) as error:
-            self._check_protocol(timeout_s)
+            probe(self._host, self._port, self._credentials, timeout_s)
             raise ServerUnavailableError(f"no server at {self.address}: {error}") from error
         # Servers of other makes number their versions; ours names the digest.
         digests = [version for version in found.versions if len(version) == len(digest)]
@@ -167,7 +173,12 @@ class GrpcChannel:
 
     def _call(self, method: Any, message: Any, timeout_s: float | None, *, gzip: bool = False) -> Any:
         try:
-            return method(message, timeout=timeout_s, compression=grpc.Compression.Gzip if gzip else None)
+            return method(
+                message,
+                timeout=timeout_s,
+                metadata=self._metadata,
+                compression=grpc.Compression.Gzip if gzip else None,
+            )
         except grpc.RpcError as error:
             code, details = error.code(), error.details() or ""
             kind = _ERRORS.get(code, ServerRefusedError)
@@ -176,18 +187,3 @@ class GrpcChannel:
             raise kind(f"{self.address}: {details or code.name}") from error
         except ValueError as error:  # gRPC's word for a closed channel
             raise ServerUnavailableError(f"{self.address}: {error}") from error
-
-    def _check_protocol(self, timeout_s: float) -> None:
-        """Raises a ProtocolError if what answers is no HTTP/2 server; gRPC only says unavailable."""
-        try:
-            with socket.create_connection((self._host, self._port), timeout_s) as peer:
-                peer.settimeout(timeout_s)
-                peer.sendall(_HTTP2_HELLO)
-                head = peer.recv(9)
-        except OSError:
-            return
-        if head and (len(head) < 4 or head[3] != _SETTINGS):
-            raise ProtocolError(
-                f"{self.address} answers, but not with gRPC; is it the gRPC port of an Open Inference Protocol "
-                "server?"
-            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from queue import Empty, Queue
 
 from offramp.errors import ServerUnavailableError
+from offramp.serving.access import TOKEN_VARIABLE
 from offramp.serving.link import LinkSettings
 
 __all__ = ["listening", "running", "served"]
@@ -44,6 +46,8 @@ def running(arguments: Sequence[str], *, start_s: float = 30.0, stop_s: float = 
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,  # a Ctrl-C is ours to pass on
+        # The token is for servers elsewhere; whoever starts one here shows it none.
+        env={name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE},
     )
     try:
         yield _address(process, arguments, start_s)

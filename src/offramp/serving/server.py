@@ -1,53 +1,35 @@
-"""An Open Inference Protocol v2 server over gRPC: converts and reports. A `Batcher` runs what it serves."""
+"""An Open Inference Protocol v2 server over gRPC: only converts; a `Service` says what is answered."""
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable
 from concurrent import futures
-from importlib import metadata
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
+from urllib.parse import unquote
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc as rpc
 from typing_extensions import Self
 
-from offramp.errors import (
-    DeadlineError,
-    DigestMismatchError,
-    InputError,
-    OfframpError,
-    PortError,
-    ServerBusyError,
-    ServerRefusedError,
-    ServerUnavailableError,
-)
+from offramp.errors import InputError, PortError
 from offramp.runtime.batching import MAX_BATCH, MAX_WAIT_MS, Batcher
 from offramp.runtime.repository import Repository
-from offramp.runtime.tail import Tail, TailReply, TailRequest
+from offramp.runtime.tail import Tail
+from offramp.serving.access import Access
+from offramp.serving.refusal import Refusal, refusal
+from offramp.serving.service import MAX_ELEMENTS, Observer, Question, Service
+from offramp.serving.tls import ServerTls
 from offramp.serving.wire import DATATYPES, MAX_PORT, from_request, grpc_options, response_message
 
 __all__ = ["GrpcServer"]
 
-_log = logging.getLogger("offramp.server")
-
-#: Our errors as gRPC status codes; anything else is INTERNAL and says nothing of the inside.
-_CODES = {
-    ServerRefusedError: grpc.StatusCode.NOT_FOUND,
-    InputError: grpc.StatusCode.INVALID_ARGUMENT,
-    DigestMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
-    ServerBusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
-    ServerUnavailableError: grpc.StatusCode.UNAVAILABLE,
-}
-Observer = Callable[[str, str, TailReply | None], None]
 #: Threads kept for health and metadata while every other one computes or waits.
 _SPARE = 2
+_SERVICE = "inference.GRPCInferenceService"
+#: What answers everybody.
+_HEALTH = ("ServerLive", "ServerReady")
 
 
 class GrpcServer:
@@ -62,7 +44,14 @@ class GrpcServer:
         max_batch: See `Batcher`; 1 is no batching.
         max_wait_ms: See `Batcher`.
         max_message_mb: The largest message in MiB.
+        max_elements: See `Service`.
+        tls: Its certificate; without one it speaks in the clear.
+        access: Who may ask, and how often; health answers everybody.
         observer: Told of every inference request: model, gRPC code, and the reply if there is one.
+
+    Attributes:
+        service: What it says; another transport may say the same, see `HttpServer`.
+        port: Where it listens.
 
     Raises:
         PortError: The port cannot be listened on.
@@ -80,21 +69,33 @@ class GrpcServer:
         max_batch: int = MAX_BATCH,
         max_wait_ms: float = MAX_WAIT_MS,
         max_message_mb: int = 64,
+        max_elements: int = MAX_ELEMENTS,
+        tls: ServerTls | None = None,
+        access: Access | None = None,
         observer: Observer | None = None,
     ) -> None:
         if not 0 <= port <= MAX_PORT:
             raise PortError(f"a port is 0 to {MAX_PORT}, not {port}")
         repository = Repository([served]) if isinstance(served, Tail) else served
         self._batcher = Batcher(workers=workers, queue=queue, max_batch=max_batch, max_wait_ms=max_wait_ms)
-        self._service = _Service(repository, self._batcher, observer)
+        self.service = Service(
+            repository, self._batcher, limit=workers + queue, max_elements=max_elements, observer=observer
+        )
         pool = futures.ThreadPoolExecutor(workers + queue + _SPARE, thread_name_prefix="offramp-grpc")
         # Without this option Linux lets two servers share a port, each getting some of the calls.
         options = [*grpc_options(max_message_mb), ("grpc.so_reuseport", 0)]
         self._server = grpc.server(pool, options=options)
-        rpc.add_GRPCInferenceServiceServicer_to_server(self._service, self._server)
+        handlers = _handlers(self.service, access)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
+        # Those that gRPC knows by name are found faster.
+        self._server.add_registered_method_handlers(_SERVICE, handlers)
         address = f"{host}:{port}"
         try:
-            self.port = self._server.add_insecure_port(address)
+            self.port = (
+                self._server.add_insecure_port(address)
+                if tls is None
+                else self._server.add_secure_port(address, tls.credentials())
+            )
         except RuntimeError as error:
             self.port = 0
             self._close_pool(pool)
@@ -115,7 +116,7 @@ class GrpcServer:
     @property
     def ready(self) -> bool:
         """Whether it takes requests: until it is drained."""
-        return not self._service.draining
+        return self.service.ready
 
     def drain(self, timeout_s: float = 30.0) -> bool:
         """Takes no more requests, says that it is not ready, and waits until those under way are answered.
@@ -123,11 +124,7 @@ class GrpcServer:
         Returns:
             Whether they were, within `timeout_s`.
         """
-        self._service.draining = True
-        until = time.monotonic() + timeout_s
-        while self._batcher.under_way and time.monotonic() < until:
-            time.sleep(0.01)
-        return not self._batcher.under_way
+        return self.service.drain(timeout_s)
 
     def close(self, grace_s: float = 1.0) -> None:
         """Refuses new requests, lets those under way end within `grace_s` seconds, and stops."""
@@ -144,98 +141,102 @@ class GrpcServer:
         self._batcher.close()
 
 
-class _Service(rpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    def __init__(self, repository: Repository, batcher: Batcher, observer: Observer | None) -> None:
-        self._repository, self._batcher, self._observer = repository, batcher, observer
-        self.draining = False
+_Method = Callable[[Service, Any, grpc.ServicerContext], Any]
 
-    def ServerLive(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        return pb.ServerLiveResponse(live=True)
 
-    def ServerReady(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        return pb.ServerReadyResponse(ready=not self.draining)
+def _handlers(service: Service, access: Access | None) -> dict[str, grpc.RpcMethodHandler]:
+    """The protocol's methods that we have; gRPC itself says UNIMPLEMENTED to the others."""
+    methods: dict[str, tuple[_Method, Any]] = {
+        "ServerLive": (_server_live, pb.ServerLiveRequest),
+        "ServerReady": (_server_ready, pb.ServerReadyRequest),
+        "ModelReady": (_model_ready, pb.ModelReadyRequest),
+        "ServerMetadata": (_server_metadata, pb.ServerMetadataRequest),
+        "ModelMetadata": (_model_metadata, pb.ModelMetadataRequest),
+        "RepositoryIndex": (_repository_index, pb.RepositoryIndexRequest),
+        "ModelInfer": (_model_infer, pb.ModelInferRequest),
+    }
+    return {
+        name: _handler(service, method, message, None if name in _HEALTH else access)
+        for name, (method, message) in methods.items()
+    }
 
-    def ModelReady(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        versions = self._repository.models.get(request.name, {})
-        found = request.version in versions if request.version else bool(versions)
-        return pb.ModelReadyResponse(ready=found and not self.draining)
 
-    def ServerMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        return pb.ServerMetadataResponse(name="offramp", version=metadata.version("offramp"))
-
-    def ModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+def _handler(service: Service, method: _Method, message: Any, access: Access | None) -> grpc.RpcMethodHandler:
+    def handle(content: bytes, context: grpc.ServicerContext) -> Any:
         try:
-            return self._described(request)
+            if access is not None:
+                authorization = dict(context.invocation_metadata()).get("authorization")
+                access.check(_host(context.peer()), authorization)
+            response = method(service, _parsed(message, content), context)
         except Exception as error:
-            _abort(context, error)
-
-    def RepositoryIndex(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        response = pb.RepositoryIndexResponse()
-        for name, versions in self._repository.models.items():
-            for digest in versions:
-                response.models.add(name=name, version=digest, state="UNAVAILABLE" if self.draining else "READY")
+            response = refusal(error)
+        if isinstance(response, Refusal):
+            context.abort(response.code, response.text)
         return response
 
-    def _described(self, request: Any) -> Any:
-        tail = self._repository.find(request.name, request.version or None)
-        # The bundle's digest is the version: an edge can tell at once whether both hold the same.
-        versions = [request.version] if request.version else self._repository.models.get(request.name, ())
-        response = pb.ModelMetadataResponse(name=request.name, versions=versions, platform="onnx_offramp")
-        model = tail.models[request.name]
-        for specs, target in ((model.inputs, response.inputs), (model.outputs, response.outputs)):
-            for spec in specs:
-                target.add(name=spec.name, datatype=DATATYPES[spec.dtype], shape=[-1, *spec.shape])
-        return response
+    # Messages are read here, not by gRPC: what strangers send is not looked at, and what cannot be read has a code
+    # and a text like every other refusal.
+    return grpc.unary_unary_rpc_method_handler(
+        handle, response_serializer=lambda response: response.SerializeToString()
+    )
 
-    def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        try:
-            return self._inferred(request, context)
-        except Exception as error:
-            if self._observer is not None:
-                self._observer(self._known(request.model_name), _code(error).name, None)
-            _abort(context, error)
 
-    def _known(self, model: str) -> str:
-        """A name that may be counted: what clients invent would fill the memory."""
-        return model if model in self._repository.models else "unknown"
+def _host(peer: str) -> str:
+    """The address in gRPC's way to name a peer: `ipv4:10.0.0.7:40112`, `ipv6:%5Bfe80::1%5D:40112`."""
+    return unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]")
 
-    def _inferred(self, request: Any, context: grpc.ServicerContext) -> Any:
-        if self.draining:
-            raise ServerUnavailableError("the server is about to stop; ask another one")
-        parameters = request.parameters
-        digest = parameters["digest"].string_param if "digest" in parameters else None
-        # The protocol's own way to choose a version; it is empty where the client leaves the choice to us.
-        tail = self._repository.find(request.model_name, digest or request.model_version or None)
-        asked = TailRequest(
+
+def _parsed(message: Any, content: bytes) -> Any:
+    try:
+        return message.FromString(content)
+    except DecodeError as error:
+        raise InputError(f"this is no {message.DESCRIPTOR.name}") from error
+
+
+def _server_live(service: Service, request: Any, context: grpc.ServicerContext) -> Any:
+    return pb.ServerLiveResponse(live=True)
+
+
+def _server_ready(service: Service, request: Any, context: grpc.ServicerContext) -> Any:
+    return pb.ServerReadyResponse(ready=service.ready)
+
+
+def _model_ready(service: Service, request: Any, context: grpc.ServicerContext) -> Any:
+    return pb.ModelReadyResponse(ready=service.model_ready(request.name, request.version))
+
+
+def _server_metadata(service: Service, request: Any, context: grpc.ServicerContext) -> Any:
+    return pb.ServerMetadataResponse(name=service.name, version=service.version, extensions=service.extensions)
+
+
+def _model_metadata(service: Service, request: Any, context: grpc.ServicerContext) -> Any:
+    found = service.model(request.name, request.version)
+    response = pb.ModelMetadataResponse(name=found.name, versions=found.versions, platform=found.platform)
+    for specs, target in ((found.inputs, response.inputs), (found.outputs, response.outputs)):
+        for spec in specs:
+            target.add(name=spec.name, datatype=DATATYPES[spec.dtype], shape=[-1, *spec.shape])
+    return response
+
+
+def _repository_index(service: Service, request: Any, context: grpc.ServicerContext) -> Any:
+    response = pb.RepositoryIndexResponse()
+    for entry in service.index(ready=request.ready):
+        response.models.add(name=entry.name, version=entry.version, state=entry.state)
+    return response
+
+
+def _model_infer(service: Service, request: Any, context: grpc.ServicerContext) -> Any:
+    parameters = request.parameters
+    try:
+        question = Question(
             model=request.model_name,
             tensors=from_request(request),
+            version=request.model_version,
+            digest=parameters["digest"].string_param if "digest" in parameters else None,
             final="final" in parameters and parameters["final"].bool_param,
+            outputs=tuple(output.name for output in request.outputs),
         )
-        reply = self._batcher.infer(tail, asked, context.is_active)
-        if self._observer is not None:
-            self._observer(request.model_name, "OK", reply)
-        assert reply.exits is not None  # a Tail always says
-        assert reply.server_ms is not None
-        tensors: dict[str, NDArray[np.generic]] = {"logits": reply.logits, "exit": reply.exits}
-        if request.outputs:
-            wanted = [output.name for output in request.outputs]
-            unknown = [name for name in wanted if name not in tensors]
-            if unknown:
-                raise InputError(f"no output {', '.join(unknown)}; there are {', '.join(tensors)}")
-            tensors = {name: tensors[name] for name in wanted}
-        return response_message(request.model_name, tail.bundle.digest, request.id, tensors, reply.server_ms)
-
-
-def _code(error: Exception) -> grpc.StatusCode:
-    known = _CODES.get(type(error)) if isinstance(error, OfframpError) else None
-    return known or grpc.StatusCode.INTERNAL
-
-
-def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
-    """Ends a call with one of our errors' status codes; anything else says nothing of the inside."""
-    code = _code(error)
-    if code is not grpc.StatusCode.INTERNAL:
-        context.abort(code, str(error))
-    _log.error("request failed", exc_info=None if isinstance(error, OfframpError) else error)
-    context.abort(grpc.StatusCode.INTERNAL, "the server could not run this request")
-    raise AssertionError("abort raises")  # pragma: no cover
+        answer = service.infer(question, context.is_active)
+    except Exception as error:
+        return service.failed(request.model_name, error)
+    return response_message(request.model_name, answer.version, request.id, answer.tensors, answer.server_ms)

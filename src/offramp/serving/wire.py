@@ -16,9 +16,11 @@ from offramp.errors import InputError, ProtocolError
 __all__ = [
     "DATATYPES",
     "MAX_PORT",
+    "described_tensor",
     "from_outputs",
     "from_request",
     "grpc_options",
+    "raw_tensor",
     "request_message",
     "response_message",
 ]
@@ -27,6 +29,8 @@ __all__ = [
 DATATYPES = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64", "bool": "BOOL"}
 _DTYPES = {theirs: np.dtype(ours).newbyteorder("<") for ours, theirs in DATATYPES.items()}
 MAX_PORT = 65535
+#: NumPy 1's own limit.
+_MOST_DIMENSIONS = 32
 
 _Described = tuple[tuple[str, str, tuple[int, ...]], ...]
 #: By dtype object: looking its name up costs more than all the rest of a small message.
@@ -137,25 +141,12 @@ def _tensors(described: Sequence[Any], raw: Sequence[bytes]) -> dict[str, NDArra
     found: dict[str, NDArray[np.generic]] = {}
     for i, entry in enumerate(described):
         name, datatype, shape = entry.name, entry.datatype, entry.shape[:]
-        dtype = _DTYPES.get(datatype)
-        if dtype is None:
-            raise ValueError(f"tensor {name!r} is {datatype or 'of no type'}; known: {', '.join(_DTYPES)}")
         if name in found:
             raise ValueError(f"tensor {name!r} comes twice")
-        if shape and min(shape) < 0:
-            raise ValueError(f"tensor {name!r} has shape {tuple(shape)}")
-        wanted = math.prod(shape)
         if raw:
-            content = raw[i]  # each look copies
-            if len(content) != wanted * dtype.itemsize:
-                raise ValueError(
-                    f"tensor {name!r} of shape {tuple(shape)} needs {wanted * dtype.itemsize} bytes, "
-                    f"got {len(content)}"
-                )
-            if dtype == np.bool_ and content.translate(None, b"\0\1"):
-                raise ValueError(f"tensor {name!r} is BOOL and holds bytes other than 0 and 1")
-            found[name] = np.ndarray(shape, dtype, content)
+            found[name] = raw_tensor(name, datatype, shape, raw[i])  # each look copies
             continue
+        dtype, wanted = described_tensor(name, datatype, shape)
         values = getattr(entry.contents, _TYPED_FIELDS[datatype])
         if len(values) != wanted:
             raise ValueError(f"tensor {name!r} of shape {tuple(shape)} holds {len(values)} values")
@@ -163,3 +154,35 @@ def _tensors(described: Sequence[Any], raw: Sequence[bytes]) -> dict[str, NDArra
             raise ValueError(f"tensor {name!r} is UINT8 and holds values above 255")
         found[name] = np.asarray(values, dtype).reshape(shape)
     return found
+
+
+def raw_tensor(name: str, datatype: str, shape: Sequence[int], content: bytes) -> NDArray[np.generic]:
+    """The tensor of little-endian bytes, not copied.
+
+    Raises:
+        ValueError: They do not fit their description.
+    """
+    dtype, wanted = described_tensor(name, datatype, shape)
+    if len(content) != wanted * dtype.itemsize:
+        raise ValueError(
+            f"tensor {name!r} of shape {tuple(shape)} needs {wanted * dtype.itemsize} bytes, got {len(content)}"
+        )
+    if dtype == np.bool_ and content.translate(None, b"\0\1"):
+        raise ValueError(f"tensor {name!r} is BOOL and holds bytes other than 0 and 1")
+    return np.ndarray(shape, dtype, content)
+
+
+def described_tensor(name: str, datatype: str, shape: Sequence[int]) -> tuple[np.dtype[Any], int]:
+    """The dtype and the number of elements of a tensor as its sender describes it.
+
+    Raises:
+        ValueError: No tensor of ours is like that.
+    """
+    dtype = _DTYPES.get(datatype)
+    if dtype is None:
+        raise ValueError(f"tensor {name!r} is {datatype or 'of no type'}; known: {', '.join(_DTYPES)}")
+    if len(shape) > _MOST_DIMENSIONS:  # the product of a million of them would take hours
+        raise ValueError(f"tensor {name!r} has {len(shape)} dimensions; at most {_MOST_DIMENSIONS} are taken")
+    if shape and min(shape) < 0:
+        raise ValueError(f"tensor {name!r} has shape {tuple(shape)}")
+    return dtype, math.prod(shape)
