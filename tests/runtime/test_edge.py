@@ -766,3 +766,12 @@ def test_a_result_is_json(make_edge, says):
     back = json.loads(json.dumps(result.to_dict()))
     assert (back["index"], back["status"], back["label"], back["action"]["split"]) == (3, "degraded", 1, 0)
     assert set(back["latency_ms"]) == {"total", "edge", "link", "server"}
+
+
+def test_edges_may_share_their_sessions(make_edge, tiny, make_bundle, tmp_path, clock, says):
+    stages = Stages(tiny, clock=clock, sleep=clock.sleep)
+    first, second = (make_edge(policy=EdgeOnly(), stages=stages) for _ in range(2))
+    assert first.infer(says(UNSURE)).probabilities == second.infer(says(UNSURE)).probabilities
+    other = make_bundle(tmp_path / "other.bundle", exits=(0,), thresholds=(0.75, None, None, None))
+    with pytest.raises(ConfigError, match="another bundle's"):
+        make_edge(policy=EdgeOnly(), stages=Stages(other))

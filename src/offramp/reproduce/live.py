@@ -23,6 +23,7 @@ from offramp.policy.fixed import EdgeOnly, FixedSplit, ServerOnly
 from offramp.policy.i_splitee import ISplitEE
 from offramp.runtime.labelled import Labelled
 from offramp.runtime.result import Result
+from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Channel, TailReply, TailRequest
 from offramp.serving.link import LinkSettings
 from offramp.serving.process import served
@@ -203,12 +204,13 @@ def _run(
     images, labels = _drawn(test, wanted, settings.seed)
     change_at = None if len(links) == 1 else len(labels) // 2
     words = ", then ".join(link.words for link in links)
+    stages = Stages(bundle, slowdown=settings.slowdown)
     found: dict[str, list[Result]] = {}
     edges: dict[str, tuple[Edge, _Switched]] = {}
     try:
         for name, make in policies(bundle, settings.seed).items():
             way = _Switched([connect(address, bundle) for address in addresses])
-            edges[name] = _edge(bundle, way, make(), settings), way
+            edges[name] = _edge(stages, way, make()), way
             found[name] = []
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -225,16 +227,10 @@ def _run(
     return LiveRun(words, change_at, tuple(_row(name, results, labels) for name, results in found.items()))
 
 
-def _edge(bundle: Bundle, way: Channel, policy: Policy, settings: LiveSettings) -> Edge:
+def _edge(stages: Stages, way: Channel, policy: Policy) -> Edge:
+    """An edge on sessions that all share: each would measure a pace of its own, which differ by a fifth."""
     try:
-        return Edge(
-            bundle,
-            way,
-            policy,
-            slowdown=settings.slowdown,
-            deadline_ms=_DEADLINE_MS,
-            cost=MeasuredCost(),
-        )
+        return Edge(stages.bundle, way, policy, stages=stages, deadline_ms=_DEADLINE_MS, cost=MeasuredCost())
     except Exception:
         way.close()
         raise

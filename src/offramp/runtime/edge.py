@@ -53,6 +53,8 @@ class Edge:
             cuts where that pays. None leaves them as they are.
         threads: Threads per session.
         slowdown: Emulates a device this many times slower; for experiments.
+        stages: The bundle's sessions, to share them with another edge in this process; made with `threads` and
+            `slowdown` if left out.
         breaker: The circuit breaker before the server.
         clock: Gives seconds.
         sleep: Sleeps for seconds.
@@ -74,6 +76,7 @@ class Edge:
         link_mbps: float | None = None,
         threads: int = 1,
         slowdown: float = 1.0,
+        stages: Stages | None = None,
         breaker: CircuitBreaker | None = None,
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
@@ -94,7 +97,9 @@ class Edge:
         self.breaker = breaker or CircuitBreaker(clock=clock)
         self._server, self._clock = server, clock
         self._manifest = self.bundle.manifest
-        stages = Stages(self.bundle, threads=threads, slowdown=slowdown, clock=clock, sleep=sleep)
+        stages = stages or Stages(self.bundle, threads=threads, slowdown=slowdown, clock=clock, sleep=sleep)
+        if stages.bundle.digest != self.bundle.digest:
+            raise ConfigError("these stages are another bundle's")
         self._gate = Gate(self.bundle.tuning)
         held, last, tuning = self.bundle.held, self._manifest.last, self.bundle.tuning
         exits = tuple(i for i in range(min(held, last)) if self._manifest.exits[i] is not None)
