@@ -22,7 +22,7 @@ LEVELS = DISTORTIONS[::6]
 
 
 def priced(offload: int) -> CostModel:
-    return CostModel(DEPTHS, gamma=0.1, offload=0.1 * offload)
+    return CostModel.in_layers(DEPTHS, gamma=0.1, offload=0.1 * offload)
 
 
 @pytest.fixture(scope="module")
