@@ -47,7 +47,7 @@ def adapting_picture(runs: Sequence[_Run], *, window: int = 20) -> str:
         fixed = {row.name for row in run.fixed}
         adaptive = [row.name for row in run.rows if row.name not in fixed]
         colour = {name: _ADAPTIVE[i % len(_ADAPTIVE)] for i, name in enumerate(adaptive)}
-        ax.set_title(run.link, fontsize=8)
+        ax.set_title(run.link.replace(", then ", ",\nthen "), fontsize=8)
         if run.change_at is None:
             names = [row.name for row in run.rows]
             means = [row.mean_ms for row in run.rows]
