@@ -273,6 +273,7 @@ class UpperConfidence(Policy):
                 if value is not None:
                     n = counts[i] = counts[i] - 1.0
                     total = sums[i] = sums[i] - value if n else 0.0
-                    means[i] = total / n if n else math.inf
-                    scales[i] = self.c / math.sqrt(n) if n else 0.0
+                    if i >= len(values) or values[i] is None:  # of the others the index is made anew anyway
+                        means[i] = total / n if n else math.inf
+                        scales[i] = self.c / math.sqrt(n) if n else 0.0
         self._recent.append(values)
