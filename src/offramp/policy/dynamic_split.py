@@ -147,14 +147,13 @@ class DynamicSplit(Policy):
         self._gates = {e: alpha for e in context.exits if (alpha := self.threshold(context, e)) <= 1}
         self._takes = {}
         for k in context.splits:
-            gated, plain, sending = forecast.split_ms(k, 1.0), forecast.split_ms(k), 0.0
-            if k != context.last:
-                plain -= forecast.sending_ms(k)
+            sends, sending = k != context.last, 0.0
+            if sends:
                 left_ms = math.fsum(forecast.stage_ms[k + 1 : context.splits[-1] + 1])
                 sending = forecast.soonest_ms(k) + max(0, self._lost - 1) * left_ms
-            self._takes[k] = (gated, plain, sending)
-        sends = {k: plain + sending for k, (_, plain, sending) in self._takes.items() if k != context.last}
-        self._probe = min(sends.items(), key=lambda split: split[1], default=(context.last, math.inf))
+            self._takes[k] = (forecast.head_ms(k, exit_too=sends), forecast.head_ms(k), sending)
+        away = {k: plain + sending for k, (_, plain, sending) in self._takes.items() if k != context.last}
+        self._probe = min(away.items(), key=lambda split: split[1], default=(context.last, math.inf))
         self._context = context
 
     def _settings(self) -> dict[str, float | int | bool | None]:

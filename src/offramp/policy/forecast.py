@@ -65,6 +65,10 @@ class Forecast:
         """The link's rate in Mbit/s."""
         return 8e-3 / self.ms_per_byte if self.ms_per_byte else math.inf
 
+    def head_ms(self, split: int, exit_too: bool = False) -> float:
+        """Milliseconds of the edge's stages up to a split, and of the head behind them."""
+        return math.fsum(self.stage_ms[: split + 1]) + (self.exit_ms[split] if exit_too and split >= 0 else 0.0)
+
     def sending_ms(self, split: int) -> float:
         """Milliseconds from sending a cut to its answer: round trip, transfer, and the server's stages."""
         return self.round_trip_ms + self.ms_per_byte * self.sent_bytes[split + 1] + self.tail_ms[split + 1]
@@ -79,9 +83,6 @@ class Forecast:
 
         Without such a share it is T_l of dynamic split computing (Bakhtiarnia et al. 2022, arXiv 2205.11269).
         """
-        head = math.fsum(self.stage_ms[: split + 1])
         if split == self.last:
-            return head
-        if sure and split >= 0:
-            head += self.exit_ms[split]
-        return head + (1.0 - sure) * self.sending_ms(split)
+            return self.head_ms(split)
+        return self.head_ms(split, exit_too=sure > 0) + (1.0 - sure) * self.sending_ms(split)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +31,6 @@ CAMERA_SIDE = 128
 _MAX_DROP = 0.005
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """By what a bundle found is known to be the one wanted."""
-
-    side: int
-    seed: int
-    max_drop: float
-
-
 def camera_bundle(work: Path, console: Console, *, seed: int = 0) -> tuple[Bundle, Labelled]:
     """The bundle, and CIFAR-10's test images as such a camera would give them.
 
@@ -59,7 +50,7 @@ def camera_bundle(work: Path, console: Console, *, seed: int = 0) -> tuple[Bundl
     MOBILENETV2.find()  # before images are read, which takes longer
     splits = load_splits("cifar10", size=32, seed=seed)
     small = mobilenetv2_subject(32, CAMERA_SIDE)
-    wanted = _Wanted(CAMERA_SIDE, seed, _MAX_DROP)
+    wanted = {"side": CAMERA_SIDE, "seed": seed, "max_drop": _MAX_DROP}  # by what a bundle is known to be it
     folder = work / f"{small.name}-cifar10"
     path = folder / f"{small.name}-camera.bundle"
     test = enlarged(splits.test, CAMERA_SIDE)
@@ -83,7 +74,7 @@ def camera_bundle(work: Path, console: Console, *, seed: int = 0) -> tuple[Bundl
             preprocessing=large,
             seed=seed,
             data="cifar10",
-            metrics={"camera": wanted.__dict__, "training": way},
+            metrics={"camera": wanted, "training": way},
         )
     return found, Labelled(test.images, test.labels, f"cifar10's test images, enlarged to {CAMERA_SIDE} pixels")
 
@@ -98,11 +89,11 @@ def _resized(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
 
 
-def _found(path: Path, wanted: _Wanted) -> Bundle | None:
+def _found(path: Path, wanted: dict[str, float]) -> Bundle | None:
     if not path.exists():
         return None
     try:
         bundle = Bundle.load(path)
     except BundleError:
         return None
-    return bundle if bundle.manifest.provenance.metrics.get("camera") == wanted.__dict__ else None
+    return bundle if bundle.manifest.provenance.metrics.get("camera") == wanted else None

@@ -182,12 +182,11 @@ def sentences(runs: Sequence[LiveRun], settings: LiveSettings) -> list[str]:
 def _recovered(run: LiveRun, name: str) -> int | None:
     """Inputs after the change until a policy is about as quick as the best fixed split from then on."""
     assert run.change_at is not None
-    after = {row.name: np.array(row.latency_ms[run.change_at :]) for row in run.rows}
-    best = min(float(after[row.name].mean()) for row in run.fixed)
+    after = {row.name: row.latency_ms[run.change_at :] for row in run.rows}
+    best = min(float(np.mean(after[row.name])) for row in run.fixed)
     window = min(_WINDOW, len(after[name]))
-    means = np.convolve(after[name], np.ones(window) / window, "valid")
-    good = np.flatnonzero(means <= (1 + BARS["slower"]) * best)
-    return int(good[0]) if len(good) else None
+    means = running_means(after[name], window)[window - 1 :]
+    return next((i for i, ms in enumerate(means) if ms <= (1 + BARS["slower"]) * best), None)
 
 
 def _text(inputs: int | None) -> str:

@@ -52,8 +52,11 @@ class Conditions:
         self._stage_work = tuple((stage.graph.macs, stage.graph.parameters) for stage in manifest.stages)
         self._exit_work = tuple(_work(None if found is None else found.graph) for found in manifest.exits)
         self.forecast = self._expected()
-        self._prices = cost.prices(self.forecast) if isinstance(cost, MeasuredCost) else None
-        self._cost = cost if isinstance(cost, CostModel) else cost.prices(self.forecast).model(self.forecast)
+        self._prices = None
+        if isinstance(cost, MeasuredCost):
+            self._prices = cost.prices(self.forecast)
+            cost = self._prices.model(self.forecast)
+        self._cost = cost
 
     @property
     def cost(self) -> CostModel:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from typing_extensions import Self
@@ -37,6 +38,8 @@ from offramp.runtime.trip import Trip
 
 __all__ = ["Edge"]
 
+_T = TypeVar("_T")
+
 
 class Edge:
     """Runs inputs through the stages it holds, and through a server where the policy says so.
@@ -61,8 +64,8 @@ class Edge:
 
     Raises:
         BundleError: The bundle cannot be trusted or read.
-        ConfigError: A deadline that is not positive, no policy, or one that plays in replays only, or a cost that
-            weighs nothing but what is sent, without a server.
+        ConfigError: A deadline or a rate that is not positive, no policy, or one that plays in replays only, or a
+            cost that weighs nothing but what is sent, without a server.
     """
 
     def __init__(
@@ -83,8 +86,6 @@ class Edge:
     ) -> None:
         if not deadline_ms > 0:
             raise ConfigError(f"deadline_ms must be above 0, not {deadline_ms}")
-        if link_mbps is not None and not link_mbps > 0:
-            raise ConfigError(f"link_mbps must be above 0, not {link_mbps}")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.policy = policy or EdgeOnly()
         if not isinstance(self.policy, Policy):
@@ -158,28 +159,18 @@ class Edge:
         if not isinstance(under_way, int) or under_way < 1:
             raise ConfigError(f"under_way is a whole number of inputs, at least 1, not {under_way!r}")
         if under_way > 1:
-            steps = Pipeline(under_way, begin=self._try_to_begin, send=self._sent, finish=self._try_to_finish)
+            steps = Pipeline(
+                under_way,
+                begin=lambda x, index: _or_failed(index, lambda: self._begun(x, index)),
+                send=self._sent,
+                finish=lambda trip: _or_failed(trip.index, lambda: self._finished(trip)),
+            )
             return steps.run(inputs)
         return self._one_by_one(inputs)
 
     def _one_by_one(self, inputs: Iterable[Any]) -> Iterator[Result]:
         for index, x in enumerate(inputs):
-            try:
-                yield self.infer(x, index=index)
-            except (InputError, StageError) as error:
-                yield Result(index, "failed", error=str(error))
-
-    def _try_to_begin(self, x: Any, index: int) -> Trip | Result:
-        try:
-            return self._begun(x, index)
-        except (InputError, StageError) as error:
-            return Result(index, "failed", error=str(error))
-
-    def _try_to_finish(self, trip: Trip) -> Result:
-        try:
-            return self._finished(trip)
-        except (InputError, StageError) as error:
-            return Result(trip.index, "failed", error=str(error))
+            yield _or_failed(index, partial(self.infer, x, index=index))
 
     def infer(self, x: Any, *, index: int = 0) -> Result:
         """The result of one input.
@@ -340,3 +331,11 @@ class Edge:
 
     def _spent_ms(self, trip: Trip) -> float:
         return (self._clock() - trip.start) * 1e3
+
+
+def _or_failed(index: int, step: Callable[[], _T]) -> _T | Result:
+    """What a step gives, or the result of an input that cannot be run."""
+    try:
+        return step()
+    except (InputError, StageError) as error:
+        return Result(index, "failed", error=str(error))
