@@ -1,4 +1,4 @@
-"""Certificates of a small world: one authority that server and edge trust, and another one that nobody does."""
+"""A tail to serve, and certificates: one authority that server and edge trust, another that nobody does."""
 
 import datetime
 import ipaddress
@@ -8,6 +8,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
+from offramp.bundle.bundle import Bundle
+from offramp.runtime.stages import Stages
+from offramp.runtime.tail import Tail
 
 PEM = serialization.Encoding.PEM
 
@@ -35,6 +39,16 @@ def _signed(folder, name, issuer=None, *, host=None, password=None, days=1):
     (folder / f"{name}.pem").write_bytes(certificate.public_bytes(PEM))
     (folder / f"{name}.key").write_bytes(key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, secret))
     return subject, key
+
+
+@pytest.fixture(scope="module")
+def tail(digits_bundle):
+    return Tail(Stages(Bundle.load(digits_bundle)))
+
+
+@pytest.fixture(scope="module")
+def name(tail):
+    return tail.bundle.manifest.name
 
 
 @pytest.fixture(scope="session")

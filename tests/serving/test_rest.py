@@ -12,25 +12,13 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from offramp.bundle.bundle import Bundle
 from offramp.bundle.preprocessing import preprocess
 from offramp.errors import StageError
-from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Tail, TailRequest
 from offramp.serving.http import HttpServer
 from offramp.serving.server import GrpcServer
 
 PIXELS = 28 * 28
-
-
-@pytest.fixture(scope="module")
-def tail(digits_bundle):
-    return Tail(Stages(Bundle.load(digits_bundle)))
-
-
-@pytest.fixture(scope="module")
-def name(tail):
-    return tail.bundle.manifest.name
 
 
 @pytest.fixture(scope="module")

@@ -10,23 +10,11 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as rpc
 from tritonclient.utils import InferenceServerException
 
-from offramp.bundle.bundle import Bundle
 from offramp.bundle.preprocessing import preprocess
 from offramp.errors import ConfigError, DeadlineError, PortError, ServerBusyError, StageError
-from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Tail, TailRequest
 from offramp.serving.channel import GrpcChannel
 from offramp.serving.server import GrpcServer
-
-
-@pytest.fixture(scope="module")
-def tail(digits_bundle):
-    return Tail(Stages(Bundle.load(digits_bundle)))
-
-
-@pytest.fixture(scope="module")
-def name(tail):
-    return tail.bundle.manifest.name
 
 
 @pytest.fixture(scope="module")

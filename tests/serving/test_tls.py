@@ -17,13 +17,11 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as rpc
 from tritonclient.utils import InferenceServerException
 
-from offramp.bundle.bundle import Bundle
 from offramp.cli.credentials import server_access
 from offramp.connect import Edge, connect
 from offramp.errors import AccessError, ConfigError, ProtocolError, ServerBusyError
 from offramp.policy.fixed import ServerOnly
-from offramp.runtime.stages import Stages
-from offramp.runtime.tail import Tail, TailRequest
+from offramp.runtime.tail import TailRequest
 from offramp.serving.access import Access
 from offramp.serving.channel import GrpcChannel
 from offramp.serving.http import HttpServer, Metrics
@@ -33,16 +31,6 @@ from offramp.serving.tls import Credentials, ServerTls
 
 TOKEN = "a-token-of-enough-characters"
 X = np.zeros((1, 1, 28, 28), np.float32)
-
-
-@pytest.fixture(scope="module")
-def tail(digits_bundle):
-    return Tail(Stages(Bundle.load(digits_bundle)))
-
-
-@pytest.fixture(scope="module")
-def name(tail):
-    return tail.bundle.manifest.name
 
 
 class Both:
