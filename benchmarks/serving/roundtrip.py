@@ -2,14 +2,17 @@
 
 Ours checks names, shapes, digests and finiteness and runs a tail (here the cheapest: ten values of the cut);
 the bare one is the same protocol's stubs around nothing. Two bare calls stand beside ours: one that answers as
-much as ours does, and one that sends the payload back.
+much as ours does, and one that sends the payload back. So do the same payload there and back over TCP without any
+protocol, and MLServer with the same tail, asked by our channel; where it is not installed its row is left out.
 """
 
 from __future__ import annotations
 
 import hashlib
+import socket
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as rpc
 
-from benchmarks.serving.servers import MESSAGE_MB, running
+from benchmarks.serving.mlserver import PYTHON, mlserver
+from benchmarks.serving.servers import MESSAGE_MB, read_whole, running
 from benchmarks.timing import compare, ms_text, parser, ratio_text, write_json
 from offramp.bundle.bundle import Bundle, write_bundle
 from offramp.bundle.codec import IR_VERSION, OPSET
@@ -38,39 +42,50 @@ CLASSES = 10
 #: The most that ours may cost, as a multiple of the bare call that sends the payload back.
 BAR = 1.3
 OURS, ANSWER, ECHO = "ours", "bare, same answer", "bare, payload back"
+TCP, MLSERVER = "TCP, payload back", "MLServer"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     arguments = parser(__doc__, "serving-roundtrip").parse_args(argv)
     rounds = 20 if arguments.quick else 150
+    if not PYTHON.exists():
+        print(f"MLServer is not at {PYTHON}; `make .venv-mlserver/.installed` installs it")
     cases = [case for size in SIZES for case in _cases(size, rounds)]
     print(_table(cases))
     print(f"written: {write_json(arguments, {'bar': BAR, 'cases': cases})}")
 
 
 def _cases(size: int, rounds: int) -> list[dict[str, Any]]:
-    """Times the three calls against each other at one payload."""
+    """Times the calls against each other at one payload."""
     cut = np.random.default_rng(0).standard_normal((1, size)).astype(np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = _bundle(Path(folder) / "trip.bundle", size)
-        with running("ours", str(bundle.path)) as ours, running("bare") as bare:
-            channel = GrpcChannel(ours, max_message_mb=MESSAGE_MB)
-            request = TailRequest(tail_name(bundle.manifest.name, 0, "float"), {"cut_0": cut}, bundle.digest, True)
-            server_ms: list[float] = []
-            with grpc.insecure_channel(bare, options=grpc_options(MESSAGE_MB)) as bare_channel:
-                stub = rpc.GRPCInferenceServiceStub(bare_channel)
-                timings = compare(
-                    {
-                        ECHO: partial(_bare, stub.ModelInfer, "echo", cut),
-                        ANSWER: partial(_bare, stub.ModelInfer, "answer", cut),
-                        OURS: partial(_ours, channel, request, server_ms),
-                    },
-                    rounds=rounds,
-                    sample_ms=25,
-                    budget_s=20,
-                )
-            channel.close()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        bundle = _bundle(folder / "trip.bundle", size)
+        request = TailRequest(tail_name(bundle.manifest.name, 0, "float"), {"cut_0": cut}, bundle.digest, True)
+
+        def channel(address: str) -> GrpcChannel:
+            return stack.enter_context(closing(GrpcChannel(address, max_message_mb=MESSAGE_MB)))
+
+        bare = stack.enter_context(running("bare"))
+        stub = rpc.GRPCInferenceServiceStub(
+            stack.enter_context(grpc.insecure_channel(bare, options=grpc_options(MESSAGE_MB)))
+        )
+        tcp = stack.enter_context(_connected(stack.enter_context(running("tcp"))))
+        server_ms: list[float] = []
+        calls = {
+            ECHO: partial(_bare, stub.ModelInfer, "echo", cut),
+            ANSWER: partial(_bare, stub.ModelInfer, "answer", cut),
+            OURS: partial(
+                _ours, channel(stack.enter_context(running("ours", str(bundle.path)))), request, server_ms
+            ),
+            TCP: partial(_tcp, tcp, cut),
+        }
+        if PYTHON.exists():
+            home = folder / "mlserver"
+            home.mkdir()
+            calls[MLSERVER] = partial(channel(stack.enter_context(mlserver(bundle, home))).infer, request, 5.0)
+        timings = compare(calls, rounds=rounds, sample_ms=25, budget_s=30)
     ours_timing = timings[OURS]
     cases = []
     for name, timing in timings.items():
@@ -100,6 +115,20 @@ def _bare(call: Callable[[Any], Any], model: str, cut: NDArray[np.float32]) -> N
     message.raw_input_contents.append(cut.tobytes())
     answer = call(message)
     np.frombuffer(answer.raw_output_contents[0], np.float32)
+
+
+def _connected(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    connection = socket.create_connection((host, int(port)))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def _tcp(connection: socket.socket, cut: NDArray[np.float32]) -> None:
+    connection.sendall(cut.nbytes.to_bytes(4, "big") + cut.tobytes())
+    answer = bytearray(4 + cut.nbytes)
+    assert read_whole(connection, memoryview(answer))
+    np.frombuffer(answer, np.float32, offset=4)
 
 
 def _bundle(path: Path, size: int) -> Bundle:

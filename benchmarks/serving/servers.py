@@ -1,7 +1,7 @@
-"""The servers of these benchmarks, each in a process of its own: ours, and a bare gRPC one to compare with.
+"""The servers of these benchmarks, each in a process of its own: ours, a bare gRPC one, and a bare TCP one.
 
-`python -m benchmarks.serving.servers ours BUNDLE [SETTINGS]` and `… bare`; the port is printed, and the process
-ends with its standard input. SETTINGS is JSON: `threads`, and what `GrpcServer` takes.
+`python -m benchmarks.serving.servers ours BUNDLE [SETTINGS]`, `… bare` and `… tcp`; the port is printed, and the
+process ends with its standard input. SETTINGS is JSON: `threads`, and what `GrpcServer` takes.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
@@ -28,7 +30,7 @@ from offramp.runtime.warming import measured_sizes
 from offramp.serving.server import GrpcServer
 from offramp.serving.wire import grpc_options
 
-__all__ = ["MESSAGE_MB", "POOL", "cpu_s", "running", "started"]
+__all__ = ["MESSAGE_MB", "POOL", "cpu_s", "read_whole", "running", "started"]
 
 MESSAGE_MB = 64
 #: `GrpcServer`'s own pool at its usual settings: one worker, a queue of 64, two threads to spare.
@@ -52,6 +54,17 @@ class _Bare(rpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
             response.outputs.add(name="echo", datatype=asked.datatype, shape=asked.shape)
             response.raw_output_contents.append(request.raw_input_contents[0])
         return response
+
+
+def read_whole(connection: socket.socket, buffer: memoryview) -> bool:
+    """Fills a buffer from a connection; False if that has ended."""
+    got = 0
+    while got < len(buffer):
+        count = connection.recv_into(buffer[got:])
+        if not count:
+            return False
+        got += count
+    return True
 
 
 @contextlib.contextmanager
@@ -92,12 +105,30 @@ def _serve(kind: str, bundle: str = "", settings: str = "{}") -> None:
         with GrpcServer(Tail(stages, sizes=sizes), port=0, max_message_mb=MESSAGE_MB, **chosen) as ours:
             _until_input_ends(ours.port)
         return
+    if kind == "tcp":
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            threading.Thread(target=_echo, args=(listening,), daemon=True).start()
+            _until_input_ends(listening.getsockname()[1])
+        return
     server = grpc.server(futures.ThreadPoolExecutor(POOL), options=grpc_options(MESSAGE_MB))
     rpc.add_GRPCInferenceServiceServicer_to_server(_Bare(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     _until_input_ends(port)
     server.stop(None).wait()
+
+
+def _echo(listening: socket.socket) -> None:
+    """Sends every message back, to one client: four bytes that say how long it is, then as many."""
+    connection, _ = listening.accept()
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    head = bytearray(4)
+    while read_whole(connection, memoryview(head)):
+        message = bytearray(4 + int.from_bytes(head, "big"))
+        message[:4] = head
+        if not read_whole(connection, memoryview(message)[4:]):
+            return
+        connection.sendall(message)
 
 
 def _until_input_ends(port: int) -> None:

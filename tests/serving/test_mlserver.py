@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import time
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 import offramp as off
-from offramp.errors import ServerRefusedError, ServerUnavailableError
+from benchmarks.serving.mlserver import PYTHON, mlserver
+from offramp.errors import ServerRefusedError
 from offramp.policy.base import Action, Policy
-from offramp.runtime.tail import tail_models
-from offramp.serving.channel import GrpcChannel
-
-RUNTIME = Path(__file__).parent / "mlserver"
-PYTHON = Path(os.environ.get("OFFRAMP_MLSERVER", Path(__file__).parents[2] / ".venv-mlserver/bin/python"))
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,16 +18,6 @@ pytestmark = [
 ]
 
 
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def bundle(digits_bundle):
     return off.Bundle.load(digits_bundle)
@@ -46,57 +25,8 @@ def bundle(digits_bundle):
 
 @pytest.fixture(scope="module")
 def server(bundle, tmp_path_factory):
-    """MLServer with every tail of the digits, in a process of its own environment; gives its gRPC address."""
-    home = tmp_path_factory.mktemp("mlserver")
-    http, grpc = free_ports(2)
-    settings = {
-        "host": "127.0.0.1",
-        "http_port": http,
-        "grpc_port": grpc,
-        "metrics_endpoint": None,
-        "parallel_workers": 0,
-        "grpc_max_message_length": 64 * 2**20,
-    }
-    (home / "settings.json").write_text(json.dumps(settings))
-    for model in tail_models(bundle.manifest):
-        (home / model.name).mkdir()
-        extra = {"bundle": str(bundle.path), "cut": model.cut, "mode": model.mode}
-        described = {"name": model.name, "implementation": "tails.Tail", "parameters": {"extra": extra}}
-        (home / model.name / "model-settings.json").write_text(json.dumps(described))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    with (home / "log").open("w") as log:
-        process = subprocess.Popen(
-            [PYTHON.with_name("mlserver"), "start", home],
-            cwd=home,
-            env={**environment, "PYTHONPATH": str(RUNTIME)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        wait_until_ready(process, f"127.0.0.1:{grpc}", tail_models(bundle.manifest)[-1].name, home / "log")
-        yield f"127.0.0.1:{grpc}"
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def wait_until_ready(process, address, model, log, seconds=60.0):
-    channel, end = GrpcChannel(address), time.monotonic() + seconds
-    while True:
-        try:
-            channel.check(model, "0" * 64)
-        except (ServerUnavailableError, ServerRefusedError):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.2)
-        else:
-            channel.close()
-            return
+    with mlserver(bundle, tmp_path_factory.mktemp("mlserver")) as address:
+        yield address
 
 
 class Turns(Policy):
