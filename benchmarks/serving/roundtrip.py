@@ -73,7 +73,7 @@ def _cases(size: int, rounds: int) -> list[dict[str, Any]]:
         )
         tcp = stack.enter_context(_connected(stack.enter_context(running("tcp"))))
         server_ms: list[float] = []
-        calls = {
+        calls: dict[str, Callable[[], object]] = {
             ECHO: partial(_bare, stub.ModelInfer, "echo", cut),
             ANSWER: partial(_bare, stub.ModelInfer, "answer", cut),
             OURS: partial(
