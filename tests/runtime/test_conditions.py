@@ -40,6 +40,7 @@ class Far:
     def __init__(self, clock, *, ms_per_byte=0.1, round_trip_ms=20.0, server_ms=4.0):
         self.clock, self.ms_per_byte = clock, ms_per_byte
         self.round_trip_ms, self.server_ms, self.down = round_trip_ms, server_ms, False
+        self.says = server_ms
 
     def infer(self, request, timeout_s=None):
         if self.down:
@@ -47,7 +48,7 @@ class Far:
             raise ServerUnavailableError("gone")
         size = sum(t.nbytes for t in request.tensors.values())
         self.clock.sleep((self.round_trip_ms + self.ms_per_byte * size + self.server_ms) / 1e3)
-        return TailReply(np.array([[0.0, 3.0]], np.float32), np.array([3]), self.server_ms)
+        return TailReply(np.array([[0.0, 3.0]], np.float32), np.array([3]), self.says)
 
     def close(self):
         pass
@@ -104,6 +105,26 @@ def test_a_forecast_follows_link_and_server(make_edge, clock, says):
     # 4 ms for everything behind the input's cut (16 ms here) and as much behind cut 0 (8 ms): in between.
     assert 4 < forecast.tail_ms[0] < 8
     assert forecast.tail_ms == pytest.approx([forecast.tail_ms[0] * left / 16 for left in (16, 8, 4, 2)])
+
+
+@pytest.mark.parametrize("says", [None, 0.0], ids=["nothing", "no time"])
+def test_a_server_that_no_longer_says_what_it_takes_is_not_counted_twice(make_edge, clock, says):
+    far, policy = Far(clock), Ask(Action(-1))
+    edge = make_edge(far, policy)
+    for _ in range(20):
+        edge.infer(np.zeros(8, np.float32))
+    told = policy.contexts[-1].forecast
+    assert told.tail_ms[0] == pytest.approx(4.0, rel=0.05)
+    far.says = says  # another make now: its time is the link's
+    for _ in range(30):
+        edge.infer(np.zeros(8, np.float32))
+    silent = policy.contexts[-1].forecast
+    assert silent.sending_ms(-1) == pytest.approx(told.sending_ms(-1), rel=0.05)
+    assert silent.tail_ms[0] < 0.3  # a forecast is renewed once it is 5 % off
+    far.says = 4.0
+    for _ in range(30):
+        edge.infer(np.zeros(8, np.float32))
+    assert policy.contexts[-1].forecast.tail_ms[0] == pytest.approx(4.0, rel=0.1)
 
 
 def test_a_context_stays_the_same_until_a_latency_has_changed(make_edge, clock, says):

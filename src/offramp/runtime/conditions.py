@@ -85,10 +85,10 @@ class Conditions:
         self.exit_ms[exit_index] += _LATEST * (max(0.0, ms) - self.exit_ms[exit_index])
 
     def was_answered(self, trip: Trip, exit_index: int) -> None:
-        """The server answered a cut, with that exit."""
+        """The server answered a cut, with that exit; the time that it does not claim is the link's."""
         self.link.took(trip.payload_bytes, trip.link_ms)
         here = sum(self._all_stages_ms()[trip.stage + 1 : exit_index + 1])
-        if here > 0 and trip.server_ms > 0:
+        if here > 0:
             share = trip.server_ms / here
             self.server_share += (2 * _LATEST if self.server_share else 1.0) * (share - self.server_share)
 
