@@ -114,10 +114,12 @@ class Breakable:
         for timer in self._timers:
             timer.cancel()
         server.close()
-        self._cut(0)
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # transports close in the loop's next round
+        me = asyncio.current_task()
+        while others := asyncio.all_tasks() - {me}:  # a connection may just be accepted
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others, timeout=1.0)
+            await asyncio.sleep(0.001)  # transports close in the loop's next round
 
     async def _accept(self, near_in, near_out):
         task = asyncio.current_task()
@@ -140,7 +142,6 @@ class Breakable:
         finally:
             for way in ways:
                 way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
             for writer in (near_out, far_out):
                 if writer is not None:
                     reset(writer)
@@ -148,22 +149,23 @@ class Breakable:
             self._tasks.discard(task)
 
     async def _pass_on(self, source, target, *, back):
-        while data := await source.read(64 if self._bps else 65536):
-            await self._open.wait()
-            if self._bps:
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), 8 * len(data) / self._bps)
+        with contextlib.suppress(OSError):
+            while data := await source.read(64 if self._bps else 65536):
                 await self._open.wait()
-            if back and self._left is not None:
-                target.write(data[: self._left])
-                self._left -= len(data)
-                if self._left <= 0:
-                    self._left = None
+                if self._bps:
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(self._changed.wait(), 8 * len(data) / self._bps)
+                    await self._open.wait()
+                ends = back and self._left is not None and len(data) >= self._left
+                if ends:
+                    data, self._left = data[: self._left], None
+                elif back and self._left is not None:
+                    self._left -= len(data)
+                target.write(data)
+                await target.drain()
+                if ends:
                     await asyncio.sleep(0.001)  # what was written is sent first
                     return
-                continue
-            target.write(data)
-            await target.drain()
 
 
 def reset(writer):

@@ -61,7 +61,7 @@ class Schedule:
     faults: tuple[Fault, ...]
 
 
-def drawn(seed, *, kill=0.01):
+def drawn(seed, *, kill=0.05):
     """The schedule of a seed.
 
     Args:

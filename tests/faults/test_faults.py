@@ -51,8 +51,7 @@ def test_a_fault(world, fault, policy, under_way):
     statuses = Counter(r.status for r in results)
     assert statuses["ok"] > 0
     if fault in LOSING and policy in ("split-0-all", "server-only"):
-        assert statuses["degraded"] > 0
-        assert results[-1].where == "server"  # mended, it is asked again
+        assert statuses["degraded"] > 0  # and that it is asked again once mended is the trial's own check
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -119,7 +118,7 @@ def test_what_is_left_behind_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr("world.PATIENCE_S", 0.3)
     with Leaks() as leaks:
         file = (tmp_path / "open").open("w")
-    assert "1 files" in leaks.found()
+    assert str(tmp_path / "open") in leaks.found()
     file.close()
     assert leaks.found() is None
 

@@ -167,8 +167,12 @@ def wrong(world, bundle, x, result, *, alpha, deadline_ms):
 
 
 def open_files():
-    """How many descriptors this process has open."""
-    return len(os.listdir("/proc/self/fd")) - 1
+    """What this process has open, by descriptor."""
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing itself
+            found[number] = os.readlink(f"/proc/self/fd/{number}")
+    return found
 
 
 class Leaks:
@@ -186,9 +190,10 @@ class Leaks:
         end = time.monotonic() + PATIENCE_S / 3
         while True:
             threads = [t.name for t in set(threading.enumerate()) - self._threads if "ThreadPool" not in t.name]
-            files = open_files() - self._files
-            if not threads and files <= 0:
+            files = open_files()
+            if not threads and len(files) <= len(self._files):
                 return None
             if time.monotonic() > end:
-                return f"left behind: threads {threads}, {files} files"
+                more = [name for number, name in files.items() if self._files.get(number) != name]
+                return f"left behind: threads {threads}, files {more}"
             time.sleep(0.005)
