@@ -94,6 +94,30 @@ def test_a_forecast_begins_with_stages_as_measured_and_a_free_link(timed):
     assert forecast.stage_work == ((0, 0),) * 4  # the tiny network computes nothing
 
 
+def test_a_process_that_was_kept_from_running_is_not_a_slow_stage(timed):
+    conditions = Conditions(timed, (0, 2), CostModel.in_layers((3, 6, 9, 12)))
+    conditions.ran_stage(1, 5000.0)
+    conditions.ran_exit(0, 5000.0)
+    assert conditions.stage_ms[1] < 1.5 * STAGE_MS[1]
+    assert conditions.exit_ms[0] < 1.8 * EXIT_MS
+    for _ in range(100):  # unless it is slow from now on
+        conditions.ran_stage(1, 400.0)
+    assert conditions.stage_ms[1] == pytest.approx(400.0, rel=0.01)
+
+
+def test_stages_are_judged_by_the_shorter_of_two_runs(tiny, clock):
+    class Hiccups(Timed):
+        calls = 0
+
+        def stage(self, index, tensors):
+            self.calls += 1
+            outputs, ms = super().stage(index, tensors)
+            return outputs, 100 * ms if self.calls in (2, 3) else ms
+
+    stages = Hiccups(tiny, clock=clock, sleep=clock.sleep)
+    assert Conditions(stages, (0, 2), CostModel.in_layers((3, 6, 9, 12))).stage_ms == pytest.approx(STAGE_MS)
+
+
 def test_a_forecast_follows_link_and_server(make_edge, clock, says):
     far, policy = Far(clock), Ask(Action(-1, mode="uint8"), Action(0))
     edge = make_edge(far, policy)
