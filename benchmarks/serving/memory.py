@@ -41,9 +41,9 @@ EDGES = (
     ("split-0-all", "uint4", 1),
     ("split-0-all", "float", 4),
     ("split-1-all", "uint8c", 4),
-    ("i-splitee", "uint8", 4),
-    ("i-splitee,audit=0.1,window=500", "float", 1),
-    ("dynamic-split,alpha=0.5", "float", 4),
+    ("i-splitee,alpha=0.9", "uint8", 4),
+    ("i-splitee,alpha=0.9,audit=0.1,window=500", "float", 1),
+    ("dynamic-split,alpha=0.9", "float", 4),
     ("cascade,alpha=0.9", "uint2", 4),
 )
 #: Inputs that an edge runs before it is the next one's turn, and REST requests between them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -30,7 +30,7 @@ class Health:
 
     def __init__(self, services: Sequence[str]) -> None:
         self._known = (OVERALL_HEALTH, *services)
-        self._servicer = HealthServicer()
+        self._servicer = cast(Any, HealthServicer)()  # it has no types
         for service in self._known:
             self._servicer.set(service, HealthCheckResponse.SERVING)
 
