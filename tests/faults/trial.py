@@ -26,7 +26,7 @@ def trial(world, schedule):
     server = world.served if schedule.server == "process" else world.liar
     found, sent, results = [], [], []
     draw = random.Random(schedule.seed)
-    with Leaks() as leaks:
+    with Leaks(world.served) as leaks:
         with (
             Breakable(("127.0.0.1", server.port)) as proxy,
             Edge(

@@ -166,20 +166,25 @@ def wrong(world, bundle, x, result, *, alpha, deadline_ms):
     return None
 
 
-def open_files():
-    """What this process has open, by descriptor."""
+def open_files(pid="self"):
+    """What a process has open, by descriptor."""
     found = {}
-    for number in os.listdir("/proc/self/fd"):
+    for number in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):  # that of the listing itself
-            found[number] = os.readlink(f"/proc/self/fd/{number}")
+            found[number] = os.readlink(f"/proc/{pid}/fd/{number}")
     return found
 
 
 class Leaks:
-    """Threads and descriptors that are there after a block and were not before."""
+    """Threads and descriptors that are there after a block and were not before, here and at a server."""
+
+    def __init__(self, server=None):
+        self._server = server
 
     def __enter__(self):
         self._threads, self._files = set(threading.enumerate()), open_files()
+        self._pid = self._server and self._server.pid
+        self._theirs = open_files(self._pid) if self._pid else {}
         return self
 
     def __exit__(self, *_):
@@ -187,13 +192,17 @@ class Leaks:
 
     def found(self):
         """In words, once nothing more goes away; None if there are none."""
+        if self._server and self._server.process.poll() is not None:
+            return f"the server ended by itself, with {self._server.process.returncode}"
+        same = self._server and self._server.pid == self._pid  # and was not killed and started again
         end = time.monotonic() + PATIENCE_S / 3
         while True:
             threads = [t.name for t in set(threading.enumerate()) - self._threads if "ThreadPool" not in t.name]
-            files = open_files()
-            if not threads and len(files) <= len(self._files):
+            files, theirs = open_files(), open_files(self._pid) if same else {}
+            if not threads and len(files) <= len(self._files) and len(theirs) <= len(self._theirs):
                 return None
             if time.monotonic() > end:
                 more = [name for number, name in files.items() if self._files.get(number) != name]
+                more += [f"server's {name}" for number, name in theirs.items() if self._theirs.get(number) != name]
                 return f"left behind: threads {threads}, files {more}"
             time.sleep(0.005)
