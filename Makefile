@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-mlserver lint bench install clean
+.PHONY: demo test test-slow test-mlserver soak lint bench install clean
 
 demo: install
 	$(BIN)/offramp demo
@@ -19,6 +19,10 @@ test-slow: install
 # The edge against MLServer, whose pins do not go with ours: it gets an environment of its own.
 test-mlserver: install .venv-mlserver/.installed
 	$(BIN)/python -m pytest -m slow tests/serving/test_mlserver.py
+
+# 1,000 random fault schedules from a seed; `make soak SOAK="--seed 17 --schedules 1"` runs one again.
+soak: install
+	$(BIN)/python tests/faults/soak.py $(SOAK)
 
 lint: install
 	$(BIN)/ruff format --check .

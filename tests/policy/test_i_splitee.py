@@ -195,12 +195,28 @@ def test_a_failed_offload_is_rewarded_with_what_was_answered_less_what_was_paid(
     assert policy.counts == {0: 1, 1: 1, 2: 0}
 
 
-def test_after_a_failed_offload_an_unsure_shallower_arm_learns_nothing():
-    ctx, policy = context(), ISplitEE(alpha=0.5)
+@pytest.mark.parametrize("final", [None, 0.9])
+def test_after_a_failed_offload_an_unsure_shallower_arm_fares_alike(final):
+    # Also where the edge went on to the last exit: what it would have earned there by offloading is not to be had.
+    ctx, policy = context(), ISplitEE(alpha=0.5, mu=2.0)
     policy.choose(ctx)
+    seen = {"exit": 1, "confidence": 0.4} if final is None else {"exit": 2, "confidence": final}
     policy.update(
         Action(1, (1,), watch=(0,)),
-        Observation(confidences={0: 0.4, 1: 0.4}, confidence=0.4, exit=1, offloaded=True, failed=True, cost=1.1),
+        Observation(
+            confidences={0: 0.4, 1: 0.4}, final_confidence=final, offloaded=True, failed=True, cost=1.1, **seen
+        ),
+    )
+    assert policy.counts == {0: 1, 1: 1, 2: 0}
+    assert policy.means[0] == policy.means[1] == pytest.approx(seen["confidence"] - 2.0 * 1.1)
+
+
+def test_an_audit_that_fails_tells_of_no_other_arm():
+    ctx, policy = context(), ISplitEE(alpha=0.5, audit=0.5)
+    policy.choose(ctx)
+    policy.update(
+        Action(1, (), watch=(0, 1)),
+        Observation(confidences={0: 0.4, 1: 0.6}, confidence=0.6, exit=1, offloaded=True, failed=True, cost=1.1),
     )
     assert policy.counts == {0: 0, 1: 1, 2: 0}
 

@@ -40,6 +40,7 @@ class Far:
     def __init__(self, clock, *, ms_per_byte=0.1, round_trip_ms=20.0, server_ms=4.0):
         self.clock, self.ms_per_byte = clock, ms_per_byte
         self.round_trip_ms, self.server_ms, self.down = round_trip_ms, server_ms, False
+        self.says = server_ms
 
     def infer(self, request, timeout_s=None):
         if self.down:
@@ -47,7 +48,7 @@ class Far:
             raise ServerUnavailableError("gone")
         size = sum(t.nbytes for t in request.tensors.values())
         self.clock.sleep((self.round_trip_ms + self.ms_per_byte * size + self.server_ms) / 1e3)
-        return TailReply(np.array([[0.0, 3.0]], np.float32), np.array([3]), self.server_ms)
+        return TailReply(np.array([[0.0, 3.0]], np.float32), np.array([3]), self.says)
 
     def close(self):
         pass
@@ -93,6 +94,30 @@ def test_a_forecast_begins_with_stages_as_measured_and_a_free_link(timed):
     assert forecast.stage_work == ((0, 0),) * 4  # the tiny network computes nothing
 
 
+def test_a_process_that_was_kept_from_running_is_not_a_slow_stage(timed):
+    conditions = Conditions(timed, (0, 2), CostModel.in_layers((3, 6, 9, 12)))
+    conditions.ran_stage(1, 5000.0)
+    conditions.ran_exit(0, 5000.0)
+    assert conditions.stage_ms[1] < 1.5 * STAGE_MS[1]
+    assert conditions.exit_ms[0] < 1.8 * EXIT_MS
+    for _ in range(100):  # unless it is slow from now on
+        conditions.ran_stage(1, 400.0)
+    assert conditions.stage_ms[1] == pytest.approx(400.0, rel=0.01)
+
+
+def test_stages_are_judged_by_the_shorter_of_two_runs(tiny, clock):
+    class Hiccups(Timed):
+        calls = 0
+
+        def stage(self, index, tensors):
+            self.calls += 1
+            outputs, ms = super().stage(index, tensors)
+            return outputs, 100 * ms if self.calls in (2, 3) else ms
+
+    stages = Hiccups(tiny, clock=clock, sleep=clock.sleep)
+    assert Conditions(stages, (0, 2), CostModel.in_layers((3, 6, 9, 12))).stage_ms == pytest.approx(STAGE_MS)
+
+
 def test_a_forecast_follows_link_and_server(make_edge, clock, says):
     far, policy = Far(clock), Ask(Action(-1, mode="uint8"), Action(0))
     edge = make_edge(far, policy)
@@ -104,6 +129,26 @@ def test_a_forecast_follows_link_and_server(make_edge, clock, says):
     # 4 ms for everything behind the input's cut (16 ms here) and as much behind cut 0 (8 ms): in between.
     assert 4 < forecast.tail_ms[0] < 8
     assert forecast.tail_ms == pytest.approx([forecast.tail_ms[0] * left / 16 for left in (16, 8, 4, 2)])
+
+
+@pytest.mark.parametrize("says", [None, 0.0], ids=["nothing", "no time"])
+def test_a_server_that_no_longer_says_what_it_takes_is_not_counted_twice(make_edge, clock, says):
+    far, policy = Far(clock), Ask(Action(-1))
+    edge = make_edge(far, policy)
+    for _ in range(20):
+        edge.infer(np.zeros(8, np.float32))
+    told = policy.contexts[-1].forecast
+    assert told.tail_ms[0] == pytest.approx(4.0, rel=0.05)
+    far.says = says  # another make now: its time is the link's
+    for _ in range(30):
+        edge.infer(np.zeros(8, np.float32))
+    silent = policy.contexts[-1].forecast
+    assert silent.sending_ms(-1) == pytest.approx(told.sending_ms(-1), rel=0.05)
+    assert silent.tail_ms[0] < 0.3  # a forecast is renewed once it is 5 % off
+    far.says = 4.0
+    for _ in range(30):
+        edge.infer(np.zeros(8, np.float32))
+    assert policy.contexts[-1].forecast.tail_ms[0] == pytest.approx(4.0, rel=0.1)
 
 
 def test_a_context_stays_the_same_until_a_latency_has_changed(make_edge, clock, says):

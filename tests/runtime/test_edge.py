@@ -460,6 +460,33 @@ def test_a_timeout_that_comes_a_little_late_still_leaves_time_for_the_exit_kept_
     assert (result.status, result.exit) == ("degraded", 0)
 
 
+def test_an_edge_that_would_be_late_in_any_case_leaves_all_the_time_to_the_server(make_edge, clock, says):
+    channel = replying()
+    edge = make_edge(channel, ServerOnly(), stage_ms=[200.0, 20.0, 30.0, 40.0], deadline_ms=100)
+    result = edge.infer(says(UNSURE))
+    assert (result.status, result.where) == ("ok", "server")
+    assert channel.timeouts == pytest.approx([0.1])
+
+
+def test_a_stage_that_was_slow_once_is_tried_again_before_inputs_fail_for_ever(make_edge, clock, says):
+    edge = make_edge(raising(ServerUnavailableError("gone")), ServerOnly(), stage_ms=STAGE_MS, deadline_ms=100)
+    edge.stage_ms[0] = 1000.0
+    statuses = [edge.infer(says(UNSURE)).status for _ in range(40)]
+    back = statuses.index("degraded")
+    assert 5 < back < 30
+    assert statuses == ["failed"] * back + ["degraded"] * (40 - back)
+
+
+def test_a_stage_that_would_be_too_slow_stays_so_while_there_is_an_answer(make_edge, clock, says):
+    stage_ms = [10.0, 20.0, 500.0, 40.0]
+    edge = make_edge(
+        raising(ServerUnavailableError("gone")), Script(Action(0)), stage_ms=stage_ms, deadline_ms=100
+    )
+    for _ in range(20):
+        assert edge.infer(says(UNSURE)).exit == 0
+    assert edge.stage_ms[2] == 500.0
+
+
 def test_no_exit_in_reach_fails(make_edge, clock, says, make_bundle, tmp_path):
     bundle = make_bundle(tmp_path / "b", exits=(2,), held=2)
     policy = Script(Action(1))

@@ -255,6 +255,12 @@ def test_an_answer_without_logits_is_a_protocol_error(serving, tensors):
         serving(Service(answering(tensors))).infer(REQUEST, 10)
 
 
+@pytest.mark.parametrize("exits", [np.array([np.nan], np.float32), np.array([2.5], np.float32), np.array([True])])
+def test_an_exit_that_is_no_number_of_one_is_a_protocol_error(serving, exits):
+    with pytest.raises(ProtocolError, match="INT64"):
+        serving(Service(answering({"logits": LOGITS, "exit": exits}))).infer(REQUEST, 10)
+
+
 def test_an_answer_that_cannot_be_read_is_a_protocol_error(serving):
     def answer(request):
         message = answering({"logits": LOGITS})(request)

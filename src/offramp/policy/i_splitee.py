@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from offramp.errors import ConfigError
 from offramp.policy.base import Action, Observation
 from offramp.policy.splitting import SplitLearner
@@ -23,6 +25,8 @@ class ISplitEE(SplitLearner):
     - `audit=0`: arm i learns nothing from that input. Shallow arms are then learned from inputs on which they
       are sure more than from others; `biased` says so.
     - `published=True`: C_L of every input, as the paper's own replay uses it. It plays in replays only.
+
+    An offload that brings no answer says how every shallower arm that was as unsure would have fared: alike.
 
     Args:
         alpha: α, the gates' threshold; None takes the bundle's own.
@@ -78,10 +82,14 @@ class ISplitEE(SplitLearner):
         """Learns the reward of the arm played, and of every shallower one whose reward was seen or estimated."""
         k = self._played(action)
         seen, arms, gates = observation.confidences, self.arms, self._gates
-        final = self._final_or_estimate(k, action, observation) if k else None
+        own = self._reward(k, observation)
+        failed, unsure = observation.failed, seen.get(arms[k], -math.inf) < gates[k][0]
+        final = self._final_or_estimate(k, action, observation) if k and not failed else None
+        # The server failed the input, not the arm: whoever would have offloaded it would have fared alike.
+        lost = own if failed and unsure else None
         values: list[float | None] = []
         if k and arms[0] < 0:  # the input has no exit that could be sure
-            values.append(None if final is None else final - gates[0][2])
+            values.append(lost if final is None else final - gates[0][2])
         for i in range(len(values), k):
             confidence = seen.get(arms[i])
             threshold, here, offloaded = gates[i]
@@ -90,8 +98,8 @@ class ISplitEE(SplitLearner):
             elif confidence >= threshold:
                 values.append(confidence - here)
             else:
-                values.append(None if final is None else final - offloaded)
-        values.append(self._reward(k, observation))
+                values.append(lost if final is None else final - offloaded)
+        values.append(own)
         self._learn(values)
 
     def _final_or_estimate(self, k: int, action: Action, seen: Observation) -> float | None:

@@ -18,6 +18,8 @@ __all__ = ["Conditions"]
 
 #: The part of a running mean that the latest time makes up.
 _LATEST = 0.1
+#: What takes longer than so many times its mean, and a millisecond, was kept from running; it counts as that.
+_HICCUP, _LATE_MS = 5.0, 1.0
 #: A forecast is renewed when the latency of any split has changed by more than this part.
 _CHANGED = 0.05
 
@@ -29,7 +31,7 @@ class Conditions:
     multiply-accumulate.
 
     Args:
-        stages: The sessions; each is run twice, so that the first input is no slower, and to have times.
+        stages: The sessions; each is run twice, so that the first input is no slower, and the shorter time counts.
         exits: The early exits that the edge can evaluate.
         cost: What things cost, or what is weighed where cost is measured.
         link_mbps: The link's rate, if somebody says.
@@ -81,17 +83,21 @@ class Conditions:
 
     def ran_stage(self, stage: int, ms: float) -> None:
         """A stage took so long on the edge."""
-        self.stage_ms[stage] += _LATEST * (max(0.0, ms) - self.stage_ms[stage])  # some clocks jump back
+        self.stage_ms[stage] = _renewed(self.stage_ms[stage], ms)
 
     def ran_exit(self, exit_index: int, ms: float) -> None:
         """An exit's head took so long on the edge."""
-        self.exit_ms[exit_index] += _LATEST * (max(0.0, ms) - self.exit_ms[exit_index])
+        self.exit_ms[exit_index] = _renewed(self.exit_ms[exit_index], ms)
+
+    def gave_up(self, stage: int) -> None:
+        """An input had no answer since the stage was expected to take too long; it may be run again some time."""
+        self.stage_ms[stage] = _renewed(self.stage_ms[stage], 0.0)
 
     def was_answered(self, trip: Trip, exit_index: int) -> None:
-        """The server answered a cut, with that exit."""
+        """The server answered a cut, with that exit; the time that it does not claim is the link's."""
         self.link.took(trip.payload_bytes, trip.link_ms)
         here = sum(self._all_stages_ms()[trip.stage + 1 : exit_index + 1])
-        if here > 0 and trip.server_ms > 0:
+        if here > 0:
             share = trip.server_ms / here
             self.server_share += (2 * _LATEST if self.server_share else 1.0) * (share - self.server_share)
 
@@ -138,17 +144,21 @@ def _alike(now: float, before: float) -> bool:
     return abs(now - before) <= _CHANGED * before
 
 
+def _renewed(mean_ms: float, ms: float) -> float:
+    latest = min(max(0.0, ms), _HICCUP * mean_ms + _LATE_MS)  # some clocks jump back
+    return mean_ms + _LATEST * (latest - mean_ms)
+
+
 def _times(stages: Stages, exits: Sequence[int]) -> tuple[list[float], list[float]]:
     tensors = example(stages.bundle.manifest.inputs)
     held = stages.bundle.held
     stage_ms, exit_ms = [], [0.0] * held
     for i in range(held):
-        outputs, _ = stages.stage(i, tensors)
-        stage_ms.append(max(0.0, stages.stage(i, tensors)[1]))
-        tensors = outputs
+        runs = [stages.stage(i, tensors) for _ in range(2)]
+        stage_ms.append(max(0.0, min(ms for _, ms in runs)))
+        tensors = runs[0][0]
         if i in exits:
-            stages.exit(i, tensors)
-            exit_ms[i] = max(0.0, stages.exit(i, tensors)[1])
+            exit_ms[i] = max(0.0, min(stages.exit(i, tensors)[1] for _ in range(2)))
     return stage_ms, exit_ms
 
 

@@ -49,7 +49,7 @@ class Edge:
         server: The way to a server that holds the whole bundle; without one, everything stays on the edge.
         policy: Chooses for each input; `EdgeOnly()` if left out.
         deadline_ms: The time that one input may take. An offload gets what is left of it, less what the edge
-            would need to reach its next exit if it had to.
+            would need to reach its next exit if it had to, should there be time for that.
         cost: What things cost, or what is weighed where cost is measured; the papers' units at the bundle's
             depths if left out.
         link_mbps: The rate of the link to the server in Mbit/s, where estimates of it begin; policies compress
@@ -276,8 +276,10 @@ class Edge:
             return
         tensors = self._head.packed(trip, action.mode)
         reserve_ms = self._head.reserve_ms(trip)
-        if self.deadline_ms - self._spent_ms(trip) - reserve_ms <= 0:
-            trip.reserved = -1
+        left_ms = self.deadline_ms - self._spent_ms(trip)
+        if reserve_ms >= left_ms:  # the edge would be late in any case: all that is left is the server's
+            trip.reserved, reserve_ms = -1, 0.0
+        if left_ms <= 0:
             trip.error = f"no time left of {self.deadline_ms:g} ms to ask the server"
             return
         trip.give_up_at = trip.start + (self.deadline_ms - reserve_ms) / 1e3

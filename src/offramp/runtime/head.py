@@ -105,9 +105,11 @@ class Head:
             StageError: ONNX Runtime failed.
         """
         while trip.stage + 1 < self._held:
-            following = trip.stage + 1
-            in_time = self._conditions.stage_ms[following] <= left_ms()
+            following, left = trip.stage + 1, left_ms()
+            in_time = self._conditions.stage_ms[following] <= left
             if not in_time and following > trip.reserved:  # a timer that was a little late costs no answer
+                if left > 0 and not trip.beliefs and trip.kept is None:
+                    self._conditions.gave_up(following)
                 break
             self._step(trip)
         if self._last in trip.beliefs:

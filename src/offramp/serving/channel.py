@@ -122,6 +122,8 @@ class GrpcChannel:
                 f"{self.address} answered with {', '.join(tensors) or 'nothing'}; expected FP32 logits"
             )
         exits = tensors.get("exit")
+        if exits is not None and exits.dtype.kind not in "iu":
+            raise ProtocolError(f"{self.address} names the exit that answered as {exits.dtype}; expected INT64")
         parameters = response.parameters
         return TailReply(
             logits=cast("NDArray[np.float32]", logits),

@@ -1,4 +1,7 @@
-"""An Open Inference Protocol v2 server over gRPC: only converts; a `Service` says what is answered."""
+"""An Open Inference Protocol v2 server over gRPC: only converts; a `Service` says what is answered.
+
+Beside it stands gRPC's own health protocol.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from offramp.runtime.batching import MAX_BATCH, MAX_WAIT_MS, Batcher
 from offramp.runtime.repository import Repository
 from offramp.runtime.tail import Tail
 from offramp.serving.access import Access
+from offramp.serving.health import Health
 from offramp.serving.refusal import Refusal, refusal
 from offramp.serving.service import MAX_ELEMENTS, Observer, Question, Service
 from offramp.serving.tls import ServerTls
@@ -85,10 +89,12 @@ class GrpcServer:
         # Without this option Linux lets two servers share a port, each getting some of the calls.
         options = [*grpc_options(max_message_mb), ("grpc.so_reuseport", 0)]
         self._server = grpc.server(pool, options=options)
-        handlers = _handlers(self.service, access)
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
-        # Those that gRPC knows by name are found faster.
-        self._server.add_registered_method_handlers(_SERVICE, handlers)
+        self._health = Health([_SERVICE])
+        methods = {_SERVICE: _handlers(self.service, access), self._health.name: self._health.handlers()}
+        for service, handlers in methods.items():
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+            # Those that gRPC knows by name are found faster.
+            self._server.add_registered_method_handlers(service, handlers)
         address = f"{host}:{port}"
         try:
             self.port = (
@@ -124,10 +130,12 @@ class GrpcServer:
         Returns:
             Whether they were, within `timeout_s`.
         """
+        self._health.end()
         return self.service.drain(timeout_s)
 
     def close(self, grace_s: float = 1.0) -> None:
         """Refuses new requests, lets those under way end within `grace_s` seconds, and stops."""
+        self._health.end()
         self._server.stop(grace_s).wait()
         self._batcher.close()
 
