@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-mlserver lint bench install clean
+.PHONY: demo test test-slow test-mlserver test-ray lint bench install clean
 
 demo: install
 	$(BIN)/offramp demo
@@ -19,6 +19,11 @@ test-slow: install
 # The edge against MLServer, whose pins do not go with ours: it gets an environment of its own.
 test-mlserver: install .venv-mlserver/.installed
 	$(BIN)/python -m pytest -m slow tests/serving/test_mlserver.py
+
+# Replicas behind Ray Serve. Ray listens on more than loopback, so these tests get a network of their own.
+test-ray: install .venv-ray/.installed
+	unshare --map-root-user --net sh -c 'ip link set lo up && exec "$$@"' sh \
+		$(BIN)/python -m pytest -m slow tests/serving/test_ray.py
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -42,5 +47,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	.venv-mlserver/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
+.venv-ray/.installed: pyproject.toml constraints.txt
+	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-mlserver offramp-demo benchmarks/results
+	rm -rf $(VENV) .venv-mlserver .venv-ray offramp-demo benchmarks/results

@@ -3,6 +3,12 @@
 Ours checks names, shapes, digests and finiteness and runs a tail (here the cheapest: ten values of the cut);
 the bare one is the same protocol's stubs around nothing. Two bare calls stand beside ours: one that answers as
 much as ours does, and one that sends the payload back.
+
+With `--ray-python` the same tail is also asked behind Ray Serve, from the environment of that Python. Ray listens
+on more than loopback; give it a network of its own:
+
+    unshare --map-root-user --net sh -c 'ip link set lo up && exec "$@"' sh \\
+        python -m benchmarks.serving.roundtrip --ray-python .venv-ray/bin/python
 """
 
 from __future__ import annotations
@@ -10,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +28,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as rpc
 
-from benchmarks.serving.servers import MESSAGE_MB, running
+from benchmarks.serving.servers import MESSAGE_MB, on_ray, running
 from benchmarks.timing import compare, ms_text, parser, ratio_text, write_json
 from offramp.bundle.bundle import Bundle, write_bundle
 from offramp.bundle.codec import IR_VERSION, OPSET
@@ -37,40 +44,43 @@ SIZES = (1024, 200704)
 CLASSES = 10
 #: The most that ours may cost, as a multiple of the bare call that sends the payload back.
 BAR = 1.3
-OURS, ANSWER, ECHO = "ours", "bare, same answer", "bare, payload back"
+OURS, RAY, ANSWER, ECHO = "ours", "ours behind Ray Serve", "bare, same answer", "bare, payload back"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
-    arguments = parser(__doc__, "serving-roundtrip").parse_args(argv)
+    known = parser(__doc__, "serving-roundtrip")
+    known.add_argument("--ray-python", type=Path, help="also behind Ray Serve, with this environment's Python")
+    arguments = known.parse_args(argv)
     rounds = 20 if arguments.quick else 150
-    cases = [case for size in SIZES for case in _cases(size, rounds)]
+    cases = [case for size in SIZES for case in _cases(size, rounds, arguments.ray_python)]
     print(_table(cases))
     print(f"written: {write_json(arguments, {'bar': BAR, 'cases': cases})}")
 
 
-def _cases(size: int, rounds: int) -> list[dict[str, Any]]:
-    """Times the three calls against each other at one payload."""
+def _cases(size: int, rounds: int, ray_python: Path | None) -> list[dict[str, Any]]:
+    """Times the calls against each other at one payload."""
     cut = np.random.default_rng(0).standard_normal((1, size)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
         bundle = _bundle(Path(folder) / "trip.bundle", size)
-        with running("ours", str(bundle.path)) as ours, running("bare") as bare:
-            channel = GrpcChannel(ours, max_message_mb=MESSAGE_MB)
+        with ExitStack() as stack:
+            ours, bare = (
+                stack.enter_context(running(*which)) for which in (("ours", str(bundle.path)), ("bare",))
+            )
+            stub = rpc.GRPCInferenceServiceStub(
+                stack.enter_context(grpc.insecure_channel(bare, options=grpc_options(MESSAGE_MB)))
+            )
             request = TailRequest(tail_name(bundle.manifest.name, 0, "float"), {"cut_0": cut}, bundle.digest, True)
             server_ms: list[float] = []
-            with grpc.insecure_channel(bare, options=grpc_options(MESSAGE_MB)) as bare_channel:
-                stub = rpc.GRPCInferenceServiceStub(bare_channel)
-                timings = compare(
-                    {
-                        ECHO: partial(_bare, stub.ModelInfer, "echo", cut),
-                        ANSWER: partial(_bare, stub.ModelInfer, "answer", cut),
-                        OURS: partial(_ours, channel, request, server_ms),
-                    },
-                    rounds=rounds,
-                    sample_ms=25,
-                    budget_s=20,
-                )
-            channel.close()
+            calls: dict[str, Callable[[], object]] = {
+                ECHO: partial(_bare, stub.ModelInfer, "echo", cut),
+                ANSWER: partial(_bare, stub.ModelInfer, "answer", cut),
+                OURS: partial(_ours, _channel(stack, ours), request, server_ms),
+            }
+            if ray_python is not None:
+                behind = stack.enter_context(on_ray(ray_python, bundle.path))
+                calls[RAY] = partial(_ours, _channel(stack, behind), request, [])
+            timings = compare(calls, rounds=rounds, sample_ms=25, budget_s=20)
     ours_timing = timings[OURS]
     cases = []
     for name, timing in timings.items():
@@ -86,6 +96,12 @@ def _cases(size: int, rounds: int) -> list[dict[str, Any]]:
             }
         )
     return cases
+
+
+def _channel(stack: ExitStack, address: str) -> GrpcChannel:
+    channel = GrpcChannel(address, max_message_mb=MESSAGE_MB)
+    stack.callback(channel.close)
+    return channel
 
 
 def _ours(channel: GrpcChannel, request: TailRequest, server_ms: list[float]) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from turns import Turns, both
 
 import offramp as off
 from offramp.errors import ServerRefusedError, ServerUnavailableError
-from offramp.policy.base import Action, Policy
 from offramp.runtime.tail import tail_models
 from offramp.serving.channel import GrpcChannel
 
@@ -99,36 +99,10 @@ def wait_until_ready(process, address, model, log, seconds=60.0):
             return
 
 
-class Turns(Policy):
-    """Every split in turn, in every mode that it has, with compression and without."""
-
-    def __init__(self, manifest):
-        self.actions = [
-            Action(cut, exits=(), mode=mode, gzip=gzip)
-            for cut in range(-1, manifest.last)
-            for mode in manifest.modes(cut)
-            for gzip in (False, True)
-        ]
-        self.count = 0
-
-    def choose(self, context):
-        self.count += 1
-        return self.actions[(self.count - 1) % len(self.actions)]
-
-
 @pytest.fixture
 def ours(bundle):
     with off.GrpcServer(off.Tail(off.Stages(bundle)), port=0) as running:
         yield f"127.0.0.1:{running.port}"
-
-
-def both(bundle, servers, make_policy, images):
-    """What an edge answers with either server."""
-    answers = []
-    for address in servers:
-        with off.Edge(bundle, address, make_policy(), deadline_ms=30_000) as edge:
-            answers.append(list(edge.run(images)))
-    return list(zip(*answers, strict=True))
 
 
 @pytest.mark.timeout(300)
