@@ -130,6 +130,7 @@ class RayServer:
 @contextmanager
 def _cluster(address: str) -> Iterator[None]:
     """Joins a cluster, or starts one; ends what was started."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     local: Mapping[str, Any] = {"include_dashboard": False} if address == "local" else {}
     with _told(f"no Ray cluster at {address}"):
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **local)
@@ -146,8 +147,8 @@ def _ray_serve(port: int) -> Iterator[None]:
         if _controller() is not None:
             others = ", ".join(serve.status().applications) or "no application yet"
             raise ServerUnavailableError(
-                f"Ray Serve runs on this cluster already, with {others}; edges name no application, so there is room "
-                "for ours alone, and ports are set when Ray Serve starts. `serve shutdown` ends what runs"
+                f"Ray Serve runs on this cluster already, with {others}; edges name no application, so there is "
+                "room for ours alone, and ports are set when Ray Serve starts. `serve shutdown` ends what runs"
             )
     try:
         with _told(f"Ray Serve does not start on port {port}"):
