@@ -29,6 +29,7 @@ from offramp.errors import (
     ServerRefusedError,
     ServerUnavailableError,
 )
+from offramp.policy.registry import make_policy
 from offramp.runtime.tail import TailRequest
 from offramp.serving.channel import GrpcChannel
 
@@ -332,7 +333,7 @@ def test_an_edge_with_another_bundle_is_refused(bundle, server):
 def test_a_replica_is_killed_and_the_edge_goes_on(bundle, server, digit_images):
     before = until(lambda: found if len(found := server.replicas()) == 2 else None)
     images, killed = np.concatenate([digit_images[0]] * 4)[:1200], []
-    with off.Edge(bundle, server.address, off.FixedSplit(0, exits=()), deadline_ms=5_000) as edge:
+    with off.Edge(bundle, server.address, make_policy("split-0-all", seed=0), deadline_ms=5_000) as edge:
         results = []
         for result in edge.run(images):
             results.append(result)
@@ -344,9 +345,9 @@ def test_a_replica_is_killed_and_the_edge_goes_on(bundle, server, digit_images):
             time.sleep(0.005)
     assert [result.index for result in results] == list(range(len(results)))
     assert {result.status for result in results} <= {"ok", "degraded"}
-    with off.Edge(bundle, None, off.EdgeOnly()) as local:
-        expected = [result.label for result in local.run(images[: len(results)])]
-    for result, label in zip(results, expected, strict=True):
+    x = preprocess(images[: len(results)], bundle.manifest.preprocessing)
+    whole = off.Tail(off.Stages(bundle)).infer(TailRequest(bundle.manifest.name, {"input": x}, None, True))
+    for result, label in zip(results, whole.logits.argmax(1), strict=True):
         if result.status == "ok":
             assert (result.where, result.label) == ("server", label)
     after = until(lambda: found if len(found := server.replicas()) == 2 else None)
@@ -354,23 +355,24 @@ def test_a_replica_is_killed_and_the_edge_goes_on(bundle, server, digit_images):
 
 
 def test_a_new_version_beside_the_old_one(bundle, server, folder, x):
-    """Last in its kind: the server holds two versions afterwards."""
-    shutil.rmtree(folder / "digits")
-    shutil.copytree(bundle.path, folder / "digits")
-    manifest = json.loads((folder / "digits" / "manifest.json").read_text())
+    """Last of those that share this server: it holds two versions afterwards."""
+    shutil.copytree(bundle.path, folder / "newer")
+    manifest = json.loads((folder / "newer" / "manifest.json").read_text())
     manifest["codecs"] = [codec for codec in manifest["codecs"] if codec["mode"] != "uint2"]
-    (folder / "digits" / "manifest.json").write_text(json.dumps(manifest))
-    newer = off.Bundle.load(folder / "digits")
+    (folder / "newer" / "manifest.json").write_text(json.dumps(manifest))
+    newer = off.Bundle.load(folder / "newer")
+    before = server.replicas()
     with Traffic(server.address, bundle, x, clients=4) as traffic:
         server.process.send_signal(signal.SIGHUP)
-        server.said("read their bundles again")
+        server.said("has read the bundles again")
     assert traffic.errors == []
+    assert not server.replicas() & before
     channel = GrpcChannel(server.address)
     for digest in (bundle.digest, newer.digest) * 8:  # whichever replica is asked
         channel.check(bundle.manifest.name, digest, 30)
     with pytest.raises(DigestMismatchError):
         channel.check(bundle.manifest.name, "f" * 64, 30)
-    (folder / "digits" / "manifest.json").write_text("torn")
+    (folder / "newer" / "manifest.json").write_text("torn")
     server.process.send_signal(signal.SIGHUP)
     assert "manifest.json" in server.said("error:")
     channel.check(bundle.manifest.name, newer.digest, 30)
@@ -393,7 +395,9 @@ def test_tokens_more_replicas_under_load_and_an_end_that_cuts_nobody_off(bundle,
             code, left = server.end()
     assert (code, left) == (0, [])
     assert [line for line in server.lines if "stopping" in line]
-    assert {type(error) for error in traffic.errors} <= {ServerUnavailableError}, traffic.errors[:3]
+    # Ray Serve's own word for what it serves no more, until its port is closed.
+    others = [error for error in traffic.errors if not isinstance(error, ServerUnavailableError)]
+    assert all(isinstance(error, ServerRefusedError) and "not" in str(error) for error in others), others[:3]
 
 
 # --- what cannot be --------------------------------------------------------------------------------------

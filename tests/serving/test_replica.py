@@ -56,15 +56,9 @@ def request_and_reply(bundle, digit_images):
     return request, tail.infer(request)
 
 
-def state(*bundles, reading=0, draining=False):
-    return {"reading": reading, "digests": [bundle.digest for bundle in bundles], "draining": draining}
-
-
 def started(*folders, access=None, held=(), **settings):
     settings = ReplicaSettings(tuple(str(folder) for folder in folders), max_batch=1, **settings)
-    replica = Replica(settings, access)
-    asyncio.run(replica.reconfigure(state(*held)))
-    return replica
+    return Replica(settings, access, [bundle.digest for bundle in held])
 
 
 def ask(replica, method, message, context=None):
@@ -149,15 +143,6 @@ def test_a_pickled_access_holds_no_token_and_still_knows_it():
         access.check("10.0.0.8", "Bearer fedcba9876543210")
 
 
-def test_draining_takes_no_more_requests(bundle, request_and_reply):
-    replica = started(bundle.path, held=[bundle])
-    asyncio.run(replica.reconfigure(state(bundle, draining=True)))
-    assert not ask(replica, "ServerReady", pb.ServerReadyRequest()).ready
-    code, text = infer(replica, request_and_reply[0])
-    assert code == grpc.StatusCode.UNAVAILABLE
-    assert "about to stop" in text
-
-
 def test_whoever_gave_up_is_not_computed(bundle, request_and_reply):
     """Ray cancels the coroutine of a client that has gone or whose deadline has passed."""
     replica = started(bundle.path, held=[bundle])
@@ -226,17 +211,14 @@ def other_version(source, target):
     return Bundle.load(target)
 
 
-def test_a_new_version_is_served_beside_the_old_one(bundle, request_and_reply, tmp_path):
-    folder = tmp_path / "digits"
-    shutil.copytree(bundle.path, folder)
-    replica = started(folder, held=[bundle])
-    shutil.rmtree(folder)
-    newer = other_version(bundle.path, folder)
-    asyncio.run(replica.reconfigure(state(newer)))  # nothing was said about reading again
-    assert infer(replica, request_and_reply[0], digest=newer.digest)[0] == grpc.StatusCode.FAILED_PRECONDITION
-    asyncio.run(replica.reconfigure(state(newer, reading=1)))
+def test_two_versions_in_a_folder_are_both_served(bundle, request_and_reply, tmp_path):
+    """How edges that still hold the old one go on: a rolling update replaces every replica."""
+    shutil.copytree(bundle.path, tmp_path / "digits-1")
+    newer = other_version(bundle.path, tmp_path / "digits-2")
+    replica = started(tmp_path, held=[bundle, newer])
     for digest in (bundle.digest, newer.digest):
         assert infer(replica, request_and_reply[0], digest=digest).model_version == digest
+    assert infer(replica, request_and_reply[0], digest=None).model_version == newer.digest
 
 
 def test_a_replica_that_holds_another_bundle_does_not_start(bundle, tmp_path):
@@ -248,16 +230,6 @@ def test_a_replica_that_holds_another_bundle_does_not_start(bundle, tmp_path):
 def test_a_replica_without_the_bundle_does_not_start(tmp_path):
     with pytest.raises(BundleFileError, match="missing"):
         started(tmp_path / "missing.bundle")
-
-
-def test_later_what_cannot_be_read_stays_as_it_was(bundle, request_and_reply, tmp_path, caplog):
-    folder = tmp_path / "digits"
-    shutil.copytree(bundle.path, folder)
-    replica = started(folder, held=[bundle])
-    (folder / "manifest.json").write_text("torn")
-    asyncio.run(replica.reconfigure(state(bundle, reading=1)))
-    assert "manifest.json" in caplog.text
-    assert infer(replica, request_and_reply[0]).model_version == bundle.digest
 
 
 @pytest.mark.parametrize("bundles", [(), ("digits.bundle",), ("/a", "b")])

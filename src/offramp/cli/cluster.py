@@ -117,7 +117,7 @@ def serve_on_ray(
     replicas: str | None,
     address: str | None,
 ) -> None:
-    """Serves until a signal says otherwise; SIGHUP lets every replica read its bundles again.
+    """Serves until a signal says otherwise; SIGHUP replaces the replicas by some that read the bundles again.
 
     Raises:
         ConfigError: An address, port or number of replicas that cannot be.
@@ -142,6 +142,6 @@ def serve_on_ray(
                 except OfframpError as error:
                     print_error(error)
                 else:
-                    print("offramp serve: the replicas read their bundles again", flush=True)
+                    print("offramp serve: every replica has read the bundles again", flush=True)
         print("offramp serve: stopping; requests under way are answered", flush=True)
         server.drain()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,12 +25,14 @@ from offramp.errors import ConfigError, ServerUnavailableError
 from offramp.runtime.repository import bundle_folders
 from offramp.runtime.tail import tail_models
 from offramp.serving.access import Access
+from offramp.serving.channel import parse_address
 from offramp.serving.replica import APPLICATION, Replica, ReplicaSettings, deployment_options
 from offramp.serving.server import METHODS, SERVICE
 
 __all__ = ["RayServer", "add_servicer"]
 
 _SERVICER = f"{__name__}.add_servicer"
+_REACH_S = 5.0
 
 
 def add_servicer(servicer: Any, server: Any) -> None:
@@ -53,6 +57,7 @@ class RayServer:
 
     Raises:
         BundleError: A bundle that cannot be read.
+        AddressError: An address that is none.
         ConfigError: More replicas than this machine has processors for.
         ServerUnavailableError: There is no such cluster, it serves something else, or the replicas do not start.
     """
@@ -70,7 +75,7 @@ class RayServer:
         self.models: tuple[str, ...] = ()
         self._settings, self._access = settings, access
         self._options = deployment_options(settings, fewest, most)
-        self._state: dict[str, Any] = {"reading": 0, "digests": self._digests(), "draining": False}
+        self._digests = self._read()
         with ExitStack() as stack:
             stack.enter_context(_cluster(address))
             if address == "local":
@@ -88,23 +93,21 @@ class RayServer:
         self.close()
 
     def reread(self) -> None:
-        """Lets every replica read its bundles again, as `BundleFolders.reread` says.
+        """Replaces one replica after the other by one that has read the bundles as they are now.
 
         Raises:
-            BundleError: A bundle that cannot be read; the replicas are told nothing.
-            ServerUnavailableError: The cluster does not answer.
+            BundleError: A bundle that cannot be read; everything stays as it was.
+            ServerUnavailableError: The replicas do not start, or the cluster does not answer.
         """
-        self._state = {**self._state, "reading": self._state["reading"] + 1, "digests": self._digests()}
+        self._digests = self._read()
         self._deploy()
 
     def drain(self) -> None:
-        """Lets every replica take no more requests, and waits until those under way are answered, or 30 seconds.
+        """Takes no more requests, and waits until those under way are answered, for 30 seconds at most.
 
         Raises:
             ServerUnavailableError: The cluster does not answer.
         """
-        self._state = {**self._state, "draining": True}
-        self._deploy()
         with _told("the replicas do not end"):
             serve.delete(APPLICATION)
 
@@ -112,7 +115,7 @@ class RayServer:
         """Ends what was started."""
         self._stack.close()
 
-    def _digests(self) -> list[str]:
+    def _read(self) -> list[str]:
         folders = [folder for path in self._settings.bundles for folder in bundle_folders(Path(path))]
         bundles = [Bundle.load(folder) for folder in dict.fromkeys(folders)]
         self.models = tuple(
@@ -121,10 +124,11 @@ class RayServer:
         return [bundle.digest for bundle in bundles]
 
     def _deploy(self) -> None:
-        deployment = serve.deployment(Replica).options(**self._options, user_config=self._state)
+        deployment = serve.deployment(Replica).options(**self._options)
+        application = deployment.bind(self._settings, self._access, self._digests)
         with _told("the replicas do not start"):
             # Without a route gRPC would not find it either.
-            serve.run(deployment.bind(self._settings, self._access), name=APPLICATION, route_prefix="/")
+            serve.run(application, name=APPLICATION, route_prefix="/")
 
 
 @contextmanager
@@ -132,6 +136,8 @@ def _cluster(address: str) -> Iterator[None]:
     """Joins a cluster, or starts one; ends what was started."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     local: Mapping[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    if address not in ("local", "auto"):
+        _reach(address)  # Ray itself would try for minutes
     with _told(f"no Ray cluster at {address}"):
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **local)
     try:
@@ -178,8 +184,28 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except (RayError, RayServeException, ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ServerUnavailableError(f"{what}: {lines[-1] if lines else type(error).__name__}") from error
+        raise ServerUnavailableError(f"{what}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """An error of ours that a replica raised, or else Ray's last line."""
+    texts = [str(error)]
+    if ray.is_initialized() and _controller() is not None:
+        for application in serve.status().applications.values():
+            texts += [deployment.message for deployment in application.deployments.values()]
+    for text in texts:
+        if ours := re.findall(r"^offramp\.errors\.\w+: (.*)", text, re.MULTILINE):
+            return str(ours[-1])
+    lines = [line.strip() for line in texts[-1].splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _reach(address: str) -> None:
+    host, port = parse_address(address)
+    try:
+        socket.create_connection((host, port), timeout=_REACH_S).close()
+    except OSError as error:
+        raise ServerUnavailableError(f"no Ray cluster at {address}: {error.strerror or error}") from error
 
 
 def _check_processors(replicas: int, each: float) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 
 from offramp.bundle.bundle import Bundle
-from offramp.errors import ConfigError, DigestMismatchError, OfframpError
+from offramp.errors import ConfigError, DigestMismatchError
 from offramp.runtime.batching import MAX_BATCH, MAX_WAIT_MS, Batcher
 from offramp.runtime.repository import BundleFolders, Repository
 from offramp.runtime.stages import Stages
@@ -27,7 +26,6 @@ from offramp.serving.service import MAX_ELEMENTS, Service
 
 __all__ = ["APPLICATION", "Context", "Replica", "ReplicaSettings", "deployment_options"]
 
-_log = logging.getLogger("offramp.server")
 #: Threads, and places in a replica, for health and metadata while every other one computes or waits.
 _SPARE = 2
 #: The one application of Ray Serve's: whoever names none is led to it while there is no other.
@@ -130,49 +128,39 @@ class Context(Protocol):
 class Replica:
     """Answers the Open Inference Protocol's gRPC methods, each as a coroutine that never keeps its loop waiting.
 
-    It holds nothing until it is told what is to be held, see `reconfigure`.
-
     Args:
         settings: As every other replica has them.
         access: Who may ask; health answers everybody.
+        digests: What the bundles here must be; elsewhere they are the same.
 
     Raises:
         ConfigError: Settings that cannot be.
+        OfframpError: A bundle that cannot be read.
+        DigestMismatchError: The bundles here are others.
     """
 
-    def __init__(self, settings: ReplicaSettings, access: Access | None = None) -> None:
-        self._settings, self._access, self._repository = settings, access, Repository()
+    def __init__(
+        self, settings: ReplicaSettings, access: Access | None = None, digests: Iterable[str] = ()
+    ) -> None:
+        self._settings, self._access = settings, access
+        repository = Repository()
         batcher = Batcher(
             workers=settings.workers,
             queue=settings.queue,
             max_batch=max(1, settings.max_batch),
             max_wait_ms=settings.max_wait_ms,
         )
-        self.service = Service(
-            self._repository,
-            batcher,
-            limit=settings.workers + settings.queue,
-            max_elements=settings.max_elements,
-        )
-        self._folders = BundleFolders([Path(path) for path in settings.bundles], self._repository, self._load)
+        limit = settings.workers + settings.queue
+        self.service = Service(repository, batcher, limit=limit, max_elements=settings.max_elements)
+        for error in BundleFolders([Path(path) for path in settings.bundles], repository, self._load).reread()[1]:
+            raise error
+        held = {tail.bundle.digest for tail in repository.tails}
+        if missing := [digest for digest in digests if digest not in held]:
+            raise DigestMismatchError(
+                f"{', '.join(settings.bundles)} here hold {', '.join(f'{digest[:12]}…' for digest in held)}, not "
+                f"{missing[0][:12]}…; give every machine the same bundles"
+            )
         self._pool = ThreadPoolExecutor(settings.places, thread_name_prefix="offramp-replica")
-        self._read: int | None = None
-
-    async def reconfigure(self, state: Mapping[str, Any]) -> None:
-        """Told at the start, and whenever something is to change while requests go on.
-
-        Args:
-            state: `reading`, a number that grows whenever the bundles are to be read again; `digests`, what must
-                be found then; `draining`, whether to take no more requests.
-
-        Raises:
-            OfframpError: At the start: a bundle that cannot be read, or is another one than elsewhere.
-        """
-        if state["reading"] != self._read:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._pool, self._reread, tuple(state["digests"]))
-            self._read = state["reading"]
-        self.service.draining = bool(state["draining"])
 
     async def ServerLive(self, request: bytes, grpc_context: Context) -> Any:  # noqa: N802
         """Whether anybody is there."""
@@ -227,27 +215,6 @@ class Replica:
     def _load(self, bundle: Bundle) -> Tail:
         stages = Stages(bundle, threads=self._settings.threads, provider=self._settings.provider)
         return Tail(stages, sizes=measured_sizes(stages, max(1, self._settings.max_batch)))
-
-    def _reread(self, digests: tuple[str, ...]) -> None:
-        first = self._read is None
-        try:
-            changes, errors = self._folders.reread()
-            held = {tail.bundle.digest for tail in self._repository.tails}
-            if missing := [digest for digest in digests if digest not in held]:
-                found = ", ".join(f"{digest[:12]}…" for digest in held) or "nothing"
-                errors.append(
-                    DigestMismatchError(
-                        f"this machine's copies of {', '.join(self._settings.bundles)} hold digest {found}, "
-                        f"not {missing[0][:12]}…; give every machine the same bundles"
-                    )
-                )
-        except OfframpError as clash:
-            changes, errors = [], [clash]
-        if first and errors:
-            raise errors[0]
-        for error in errors:
-            _log.error("%s", error)  # what cannot be read stays as it was
-        _log.info("%s", ", ".join(changes) or "nothing changed")
 
 
 class _Caller:
