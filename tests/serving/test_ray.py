@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -81,22 +82,28 @@ def children(pid):
     return [(child, names[child]) for child in found - {pid}]
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def environment(home, **variables):
+    """Ours, but for Ray's settings; Ray keeps tokens and logs in a folder of the tests."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "RAY_"))}
+    own = {"PYTHONPATH": str(ROOT / "src"), "HOME": str(home), "RAY_TMPDIR": str(home)}
+    return {**kept, **own, **variables}
+
+
 class Server:
     """`offramp serve --engine ray` with lines that can be waited for."""
 
-    def __init__(self, home, *arguments, token=None):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "RAY_"))}
-        # Ray keeps the token of its local clusters at home.
-        environment |= {"PYTHONPATH": str(ROOT / "src"), "HOME": str(home)} | (
-            {"OFFRAMP_TOKEN": token} if token else {}
-        )
+    def __init__(self, home, *arguments, **variables):
+        port = free_port()
         command = ["serve", *arguments, "--engine", "ray", "--host", "0.0.0.0", "--grpc-port", port]
         self.process = subprocess.Popen(
             [PYTHON, "-m", "offramp", *map(str, command)],
-            env=environment,
+            env=environment(home, **variables),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -123,17 +130,17 @@ class Server:
         """The ids of the processes that hold the network."""
         return {pid for pid, name in children(self.process.pid) if "ServeReplica" in name}
 
-    def end(self):
+    def end(self, number=signal.SIGTERM):
         """Asks it to end; gives the exit code, and whom it left behind."""
         mine = children(self.process.pid)
-        self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(number)
         try:
             code = self.process.wait(90)
         finally:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
-            for _ in range(100):
+            for _ in range(300):
                 left = [(pid, name) for pid, name in mine if Path(f"/proc/{pid}/cmdline").exists()]
                 if not left:
                     break
@@ -146,8 +153,8 @@ class Server:
 
 
 @contextmanager
-def served(home, *arguments, token=None):
-    server = Server(home, *arguments, token=token)
+def served(home, *arguments, **variables):
+    server = Server(home, *arguments, **variables)
     try:
         server.said("listening on")
         yield server
@@ -162,8 +169,10 @@ def bundle(digits_bundle):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
+def home():
+    """A short path: Ray's sockets lie below it."""
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
@@ -380,7 +389,7 @@ def test_a_new_version_beside_the_old_one(bundle, server, folder, x):
 
 
 def test_tokens_more_replicas_under_load_and_an_end_that_cuts_nobody_off(bundle, digits_bundle, x, home):
-    with served(home, digits_bundle, "--replicas", "1..2", token=TOKEN) as server:
+    with served(home, digits_bundle, "--replicas", "1..2", OFFRAMP_TOKEN=TOKEN) as server:
         channel = GrpcChannel(server.address)
         assert channel.ping_ms() > 0
         with pytest.raises(AccessError, match="valid token"):
@@ -400,13 +409,76 @@ def test_tokens_more_replicas_under_load_and_an_end_that_cuts_nobody_off(bundle,
     assert all(isinstance(error, ServerRefusedError) and "not" in str(error) for error in others), others[:3]
 
 
+def test_no_token_is_written_anywhere(home):
+    """After the test above: neither in Ray's logs nor in what it keeps."""
+    files = [file for file in home.rglob("*") if file.is_file()]
+    assert [file for file in files if "serve" in str(file)]
+    assert not [file for file in files if TOKEN.encode() in file.read_bytes()]
+
+
+# --- a cluster that was there before ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(home):
+    """`ray start`, which asks for a token; gives its address and that token."""
+    token, address = "f" * 64, f"127.0.0.1:{free_port()}"
+    command = [PYTHON.with_name("ray"), "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=false"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={address.partition(':')[2]}", "--disable-usage-stats"]
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    process = subprocess.Popen(
+        command,
+        env=environment(home, **variables),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: process.poll() is None and reaches(address))
+        yield process, address, variables
+    finally:
+        mine = children(process.pid)
+        process.terminate()
+        process.wait(30)
+        for pid, _ in mine:
+            if Path(f"/proc/{pid}").exists():
+                os.kill(pid, signal.SIGKILL)
+
+
+def reaches(address):
+    host, port = address.split(":")
+    with socket.socket() as one:
+        return one.connect_ex((host, int(port))) == 0
+
+
+def test_a_cluster_is_joined_and_left_as_it_was(bundle, digits_bundle, home, cluster, x):
+    process, address, variables = cluster
+    request = TailRequest(bundle.manifest.name, {"input": x[:1]}, bundle.digest, True)
+    with served(home, digits_bundle, "--ray-address", address, **variables) as server:
+        channel = GrpcChannel(server.address)
+        assert channel.infer(request, 30).logits.shape == (1, 10)
+        channel.close()
+        code, text = refused(home, digits_bundle, "--ray-address", address, **variables)
+        assert code == 1
+        assert "runs on this cluster already, with offramp" in text
+        assert server.end()[0] == 0
+    assert process.poll() is None
+    # Ray Serve has gone with it: there is room for the next one, found by the environment.
+    with served(home, digits_bundle, RAY_ADDRESS=address, **variables) as server:
+        channel = GrpcChannel(server.address)
+        assert channel.infer(request, 30).logits.shape == (1, 10)
+        channel.close()
+        assert server.end(signal.SIGINT)[0] == 0
+    assert process.poll() is None
+
+
 # --- what cannot be --------------------------------------------------------------------------------------
 
 
-def refused(home, *arguments, **environment):
+def refused(home, *arguments, **variables):
     done = subprocess.run(
         [PYTHON, "-m", "offramp", "serve", *map(str, arguments), "--engine", "ray", "--host", "0.0.0.0"],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "HOME": str(home), **environment},
+        env=environment(home, **variables),
         capture_output=True,
         text=True,
         timeout=150,
@@ -432,3 +504,22 @@ def test_replicas_that_cannot_start_say_why(digits_bundle, home):
     code, text = refused(home, digits_bundle, "--provider", "abacus")
     assert code == 1
     assert "available: " in text
+
+
+def test_asked_to_end_before_it_serves(digits_bundle, home):
+    server = Server(home, digits_bundle)
+    until(lambda: children(server.process.pid))
+    time.sleep(2)
+    code, left = server.end()
+    assert code != 0
+    assert left == []
+    assert not [line for line in server.lines if "Traceback" in line], server.lines
+
+
+def test_a_port_in_use(digits_bundle, home):
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::", 0))
+        taken.listen()
+        code, text = refused(home, digits_bundle, "--grpc-port", taken.getsockname()[1])
+    assert code == 1
+    assert "port" in text

@@ -138,9 +138,9 @@ def _cluster(address: str) -> Iterator[None]:
     local: Mapping[str, Any] = {"include_dashboard": False} if address == "local" else {}
     if address not in ("local", "auto"):
         _reach(address)  # Ray itself would try for minutes
-    with _told(f"no Ray cluster at {address}"):
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **local)
     try:
+        with _told(f"no Ray cluster at {address}"):
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **local)
         yield
     finally:
         ray.shutdown()
