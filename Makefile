@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-mlserver soak lint bench install clean
+.PHONY: demo test test-slow test-mlserver test-ray soak lint bench install clean
 
 demo: install
 	$(BIN)/offramp demo
@@ -23,6 +23,11 @@ test-mlserver: install .venv-mlserver/.installed
 # 1,000 random fault schedules from a seed; `make soak SOAK="--seed 17 --schedules 1"` runs one again.
 soak: install
 	$(BIN)/python tests/faults/soak.py $(SOAK)
+
+# Replicas behind Ray Serve. Ray listens on more than loopback, so these tests get a network of their own.
+test-ray: install .venv-ray/.installed
+	unshare --map-root-user --net sh -c 'ip link set lo up && exec "$$@"' sh \
+		$(BIN)/python -m pytest -m slow tests/serving/test_ray.py
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -46,5 +51,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	.venv-mlserver/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
+.venv-ray/.installed: pyproject.toml constraints.txt
+	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-mlserver offramp-demo benchmarks/results
+	rm -rf $(VENV) .venv-mlserver .venv-ray offramp-demo benchmarks/results

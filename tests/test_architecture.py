@@ -71,6 +71,7 @@ BANNED = (
     "aiohttp",
     "numba",
     "river",
+    "ray",
 )
 
 
@@ -194,9 +195,9 @@ EDGE_SIDE = [
     *(
         "offramp." + ".".join(module_of(path))
         for path in SOURCES
-        # HTTP, metrics and KServe's YAML are an extra of the server's; whoever quantises has onnx.
+        # HTTP, metrics, KServe's YAML and Ray are extras of the server's; whoever quantises has onnx.
         if path.parent.name in ("policy", "runtime", "serving")
-        and path.stem not in ("http", "kserve", "quantization")
+        and path.stem not in ("http", "kserve", "quantization", "ray")
     ),
 ]
 

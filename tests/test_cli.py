@@ -254,6 +254,19 @@ def test_a_broken_input_fails_alone_and_nothing_is_lost(tmp_path, digits_bundle,
         (["inspect", "{text}", "--patterns", "{new}.svg"], 1, "no bundle directory"),
         (["profile", "{bundle}", "--server", "127.0.0.1:{closed}"], 1, "127.0.0.1"),
         (["serve", "{bundle}", "--provider", "abacus"], 2, "available: cpu"),
+        (["serve", "{bundle}", "--engine", "spark"], 2, "offramp or ray"),
+        (["serve", "{bundle}", "--replicas", "2"], 2, "--replicas goes with --engine ray"),
+        (["serve", "{bundle}", "--ray-address", "auto"], 2, "--ray-address goes with --engine ray"),
+        (["serve", "{bundle}", "--engine", "ray", "--http-port", "8000"], 2, "HTTP server is not ours"),
+        (["serve", "{bundle}", "--engine", "ray", "--tls-cert", "{text}"], 2, "takes no certificate"),
+        (["serve", "{bundle}", "--engine", "ray", "--client-ca", "{text}"], 2, "takes no certificate"),
+        (["serve", "{bundle}", "--engine", "ray", "--rate", "5"], 2, "count for itself"),
+        (["serve", "{bundle}", "--engine", "ray"], 2, "say --host 0.0.0.0"),
+        (["serve", "{bundle}", "--engine", "ray", "--host", "0.0.0.0", "--grpc-port", "0"], 2, "the same port"),
+        (["serve", "{bundle}", "--engine", "ray", "--replicas", "few"], 2, "a range such as 1..4"),
+        (["serve", "{bundle}", "--engine", "ray", "--replicas", "0"], 2, "at least one"),
+        (["serve", "{bundle}", "--engine", "ray", "--replicas", "4..2"], 2, "at least one"),
+        (["serve", "{bundle}", "--engine", "ray", "--replicas", "2.."], 2, "a range such as 1..4"),
         (["link", "--to", "127.0.0.1:9", "--rate", "fast"], 2, "10mbit"),
         (["link", "--to", "127.0.0.1:9", "--delay", "10"], 2, "10ms"),
         (["link", "--to", "127.0.0.1:9", "--jitter", "1ms"], 2, "jitter"),
@@ -304,6 +317,12 @@ def test_bad_input_has_a_clear_error(arguments, code, word, tmp_path, digits_bun
 def test_serve_on_a_port_in_use(digits_bundle, served):
     port = served.rpartition(":")[2]
     assert_clear_error(offramp("serve", digits_bundle, "--grpc-port", port), 1, port, "in use")
+
+
+def test_serve_on_ray_without_ray_says_what_to_install(digits_bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    done = offramp("serve", digits_bundle, "--engine", "ray", "--host", "0.0.0.0")
+    assert_clear_error(done, 1, "needs ray", "pip install 'offramp[ray]'")
 
 
 def test_run_refuses_a_server_with_another_digest(tmp_path, digits_bundle, images, served):

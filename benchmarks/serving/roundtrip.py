@@ -4,6 +4,12 @@ Ours checks names, shapes, digests and finiteness and runs a tail (here the chea
 the bare one is the same protocol's stubs around nothing. Two bare calls stand beside ours: one that answers as
 much as ours does, and one that sends the payload back. So do the same payload there and back over TCP without any
 protocol, and MLServer with the same tail, asked by our channel; where it is not installed its row is left out.
+
+With `--ray-python` the same tail is also asked behind Ray Serve, from the environment of that Python. Ray listens
+on more than loopback; give it a network of its own:
+
+    unshare --map-root-user --net sh -c 'ip link set lo up && exec "$@"' sh \\
+        python -m benchmarks.serving.roundtrip --ray-python .venv-ray/bin/python
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ import hashlib
 import socket
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +31,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as rpc
 
 from benchmarks.serving.mlserver import PYTHON, mlserver
-from benchmarks.serving.servers import MESSAGE_MB, read_whole, running
+from benchmarks.serving.servers import MESSAGE_MB, on_ray, read_whole, running
 from benchmarks.timing import compare, ms_text, parser, ratio_text, write_json
 from offramp.bundle.bundle import Bundle, write_bundle
 from offramp.bundle.codec import IR_VERSION, OPSET
@@ -42,30 +48,29 @@ CLASSES = 10
 #: The most that ours may cost, as a multiple of the bare call that sends the payload back.
 BAR = 1.3
 OURS, ANSWER, ECHO = "ours", "bare, same answer", "bare, payload back"
-TCP, MLSERVER = "TCP, payload back", "MLServer"
+TCP, MLSERVER, RAY = "TCP, payload back", "MLServer", "ours behind Ray Serve"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
-    arguments = parser(__doc__, "serving-roundtrip").parse_args(argv)
+    known = parser(__doc__, "serving-roundtrip")
+    known.add_argument("--ray-python", type=Path, help="also behind Ray Serve, with this environment's Python")
+    arguments = known.parse_args(argv)
     rounds = 20 if arguments.quick else 150
     if not PYTHON.exists():
         print(f"MLServer is not at {PYTHON}; `make .venv-mlserver/.installed` installs it")
-    cases = [case for size in SIZES for case in _cases(size, rounds)]
+    cases = [case for size in SIZES for case in _cases(size, rounds, arguments.ray_python)]
     print(_table(cases))
     print(f"written: {write_json(arguments, {'bar': BAR, 'cases': cases})}")
 
 
-def _cases(size: int, rounds: int) -> list[dict[str, Any]]:
+def _cases(size: int, rounds: int, ray_python: Path | None) -> list[dict[str, Any]]:
     """Times the calls against each other at one payload."""
     cut = np.random.default_rng(0).standard_normal((1, size)).astype(np.float32)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bundle = _bundle(folder / "trip.bundle", size)
         request = TailRequest(tail_name(bundle.manifest.name, 0, "float"), {"cut_0": cut}, bundle.digest, True)
-
-        def channel(address: str) -> GrpcChannel:
-            return stack.enter_context(closing(GrpcChannel(address, max_message_mb=MESSAGE_MB)))
 
         bare = stack.enter_context(running("bare"))
         stub = rpc.GRPCInferenceServiceStub(
@@ -77,14 +82,19 @@ def _cases(size: int, rounds: int) -> list[dict[str, Any]]:
             ECHO: partial(_bare, stub.ModelInfer, "echo", cut),
             ANSWER: partial(_bare, stub.ModelInfer, "answer", cut),
             OURS: partial(
-                _ours, channel(stack.enter_context(running("ours", str(bundle.path)))), request, server_ms
+                _ours, _channel(stack, stack.enter_context(running("ours", str(bundle.path)))), request, server_ms
             ),
             TCP: partial(_tcp, tcp, cut),
         }
         if PYTHON.exists():
             home = folder / "mlserver"
             home.mkdir()
-            calls[MLSERVER] = partial(channel(stack.enter_context(mlserver(bundle, home))).infer, request, 5.0)
+            calls[MLSERVER] = partial(
+                _channel(stack, stack.enter_context(mlserver(bundle, home))).infer, request, 5.0
+            )
+        if ray_python is not None:
+            behind = stack.enter_context(on_ray(ray_python, bundle.path))
+            calls[RAY] = partial(_ours, _channel(stack, behind), request, [])
         timings = compare(calls, rounds=rounds, sample_ms=25, budget_s=30)
     ours_timing = timings[OURS]
     cases = []
@@ -101,6 +111,12 @@ def _cases(size: int, rounds: int) -> list[dict[str, Any]]:
             }
         )
     return cases
+
+
+def _channel(stack: ExitStack, address: str) -> GrpcChannel:
+    channel = GrpcChannel(address, max_message_mb=MESSAGE_MB)
+    stack.callback(channel.close)
+    return channel
 
 
 def _ours(channel: GrpcChannel, request: TailRequest, server_ms: list[float]) -> None:

@@ -30,7 +30,7 @@ from offramp.runtime.warming import measured_sizes
 from offramp.serving.server import GrpcServer
 from offramp.serving.wire import grpc_options
 
-__all__ = ["MESSAGE_MB", "POOL", "cpu_s", "read_whole", "running", "started"]
+__all__ = ["MESSAGE_MB", "POOL", "cpu_s", "on_ray", "read_whole", "running", "started"]
 
 MESSAGE_MB = 64
 #: `GrpcServer`'s own pool at its usual settings: one worker, a queue of 64, two threads to spare.
@@ -89,6 +89,25 @@ def started(*arguments: str) -> Iterator[tuple[str, int]]:
             yield f"127.0.0.1:{port}", process.pid
         finally:
             process.stdin.close()
+
+
+@contextlib.contextmanager
+def on_ray(python: Path, bundle: Path) -> Iterator[str]:
+    """Starts `offramp serve --engine ray` with the Python of an environment that has Ray; gives its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(python), "-m", "offramp", "serve", str(bundle), "--engine", "ray", "--host", "0.0.0.0"]
+    command += ["--grpc-port", str(port)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            if not any(f":{port}," in line for line in process.stdout):
+                raise RuntimeError(f"{' '.join(command)}: the server did not start")
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.stdout.read()
 
 
 def cpu_s(pid: int) -> float:

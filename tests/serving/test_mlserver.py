@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from turns import Turns, both
 
 import offramp as off
 from benchmarks.serving.mlserver import PYTHON, mlserver
 from offramp.errors import ServerRefusedError
-from offramp.policy.base import Action, Policy
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,36 +29,10 @@ def server(bundle, tmp_path_factory):
         yield address
 
 
-class Turns(Policy):
-    """Every split in turn, in every mode that it has, with compression and without."""
-
-    def __init__(self, manifest):
-        self.actions = [
-            Action(cut, exits=(), mode=mode, gzip=gzip)
-            for cut in range(-1, manifest.last)
-            for mode in manifest.modes(cut)
-            for gzip in (False, True)
-        ]
-        self.count = 0
-
-    def choose(self, context):
-        self.count += 1
-        return self.actions[(self.count - 1) % len(self.actions)]
-
-
 @pytest.fixture
 def ours(bundle):
     with off.GrpcServer(off.Tail(off.Stages(bundle)), port=0) as running:
         yield f"127.0.0.1:{running.port}"
-
-
-def both(bundle, servers, make_policy, images):
-    """What an edge answers with either server."""
-    answers = []
-    for address in servers:
-        with off.Edge(bundle, address, make_policy(), deadline_ms=30_000) as edge:
-            answers.append(list(edge.run(images)))
-    return list(zip(*answers, strict=True))
 
 
 @pytest.mark.timeout(300)

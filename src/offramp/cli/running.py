@@ -1,4 +1,4 @@
-"""`offramp serve | run | link`: a bundle at work, and the link between edge and server."""
+"""`offramp serve | run`: a bundle at work."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 from rich.console import Console
 
+from offramp.cli.cluster import EngineOption, RayAddressOption, ReplicasOption, check_engine, serve_on_ray
 from offramp.cli.costs import COST_HELP, parse_cost
 from offramp.cli.credentials import (
     CaOption,
@@ -31,12 +31,13 @@ from offramp.cli.credentials import (
 from offramp.cli.extras import needs_extra
 from offramp.cli.messages import print_error
 from offramp.cli.options import BundleArgument, ServerOption, SlowdownOption
+from offramp.cli.signals import asked_to
 from offramp.errors import ConfigError, OfframpError, ServerBusyError
 
 if TYPE_CHECKING:
     from offramp.runtime.repository import BundleFolders
 
-__all__ = ["link", "run", "serve"]
+__all__ = ["run", "serve"]
 
 
 def serve(
@@ -80,6 +81,9 @@ def serve(
     client_ca: ClientCaOption = None,
     token_file: TokenFileOption = None,
     rate: RateOption = None,
+    engine: EngineOption = "offramp",
+    replicas: ReplicasOption = None,
+    ray_address: RayAddressOption = None,
 ) -> None:
     """Serves the tails of bundles over gRPC (Open Inference Protocol v2) until stopped.
 
@@ -98,7 +102,35 @@ def serve(
     from offramp.runtime.tail import Tail
     from offramp.runtime.warming import measured_sizes
     from offramp.serving.process import listening
+    from offramp.serving.replica import ReplicaSettings
     from offramp.serving.server import GrpcServer
+
+    check_engine(
+        engine,
+        {
+            "--http-port": http_port,
+            "--tls-cert": tls_cert,
+            "--tls-key": tls_key,
+            "--client-ca": client_ca,
+            "--rate": rate,
+        },
+        {"--replicas": replicas, "--ray-address": ray_address},
+    )
+    if engine == "ray":
+        settings = ReplicaSettings(
+            tuple(str(path.absolute()) for path in bundles),
+            threads=threads,
+            provider=provider,
+            workers=workers or 1,
+            queue=queue,
+            max_batch=max_batch,
+            max_wait_ms=max_wait_ms,
+            max_message_mb=max_message_mb,
+            max_elements=max_elements,
+        )
+        access = server_access(host, None, token_file, None)
+        serve_on_ray(settings, access, host=host, port=grpc_port, replicas=replicas, address=ray_address)
+        return
 
     def load(bundle: Bundle) -> Tail:
         stages = Stages(bundle, threads=threads, provider=provider)
@@ -148,7 +180,7 @@ def serve(
             scheme = "http" if tls is None else "https"
             print(f"offramp serve: {scheme}://{host}:{http.port}/metrics", flush=True)
         names = ", ".join(repository.models)
-        with _asked_to(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as requests:
+        with asked_to(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as requests:
             print(f"offramp serve: {listening(f'{host}:{server.port}')}, models {names}", flush=True)
             while requests.get() == signal.SIGHUP:
                 _reread(folders)
@@ -166,18 +198,6 @@ def _reread(folders: BundleFolders) -> None:
     except OfframpError as clash:
         print_error(clash)
     print(f"offramp serve: {', '.join(changes) or 'nothing changed'}", flush=True)
-
-
-@contextmanager
-def _asked_to(*numbers: signal.Signals) -> Iterator[SimpleQueue[int]]:
-    """Signals as a queue, until the block ends; then they mean again what they meant before."""
-    received: SimpleQueue[int] = SimpleQueue()
-    before = {number: signal.signal(number, lambda number, frame: received.put(number)) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run(
@@ -291,40 +311,6 @@ def run(
                 save_state(chosen, state, edge.bundle.digest)
     if failed:
         raise typer.Exit(1)
-
-
-def link(
-    to: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server at the far end.")],
-    listen: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 0,
-    rate: Annotated[str, typer.Option(help="Such as 10mbit, 500kbit, or `unlimited`.")] = "unlimited",
-    delay: Annotated[str, typer.Option(help="One way: half of what a round trip takes longer.")] = "0ms",
-    jitter: Annotated[str, typer.Option(help="The delay varies by at most this.")] = "0ms",
-    outage: Annotated[
-        list[str] | None, typer.Option(help="START+DURATION such as 5s+2s; may be given several times.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The jitter's seed.")] = 0,
-) -> None:
-    """Emulates a link: passes TCP connections on with a rate, a delay, jitter and outages, until stopped."""
-    import asyncio
-
-    from offramp.serving.channel import parse_address
-    from offramp.serving.link import LinkSettings, parse_delay, parse_outage, parse_rate, pass_on
-    from offramp.serving.process import listening
-
-    settings = LinkSettings(
-        rate_bps=parse_rate(rate),
-        delay_s=parse_delay(delay),
-        jitter_s=parse_delay(jitter),
-        outages=tuple(parse_outage(o) for o in outage or ()),
-        seed=seed,
-    )
-    far_end = parse_address(to)
-
-    asyncio.run(
-        pass_on(
-            settings, far_end, listen, lambda address: print(f"offramp link: {listening(address)}", flush=True)
-        )
-    )
 
 
 @contextmanager

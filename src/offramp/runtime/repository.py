@@ -9,7 +9,7 @@ from offramp.bundle.bundle import MANIFEST, Bundle
 from offramp.errors import ConfigError, DigestMismatchError, OfframpError, ServerRefusedError
 from offramp.runtime.tail import Tail
 
-__all__ = ["BundleFolders", "Repository"]
+__all__ = ["BundleFolders", "Repository", "bundle_folders"]
 
 
 class Repository:
@@ -72,6 +72,12 @@ class Repository:
         return tail
 
 
+def bundle_folders(path: Path) -> list[Path]:
+    """The bundles in a folder; the path itself if it is one, or holds none."""
+    inside = [file.parent for file in sorted(path.glob(f"[!.]*/{MANIFEST}"))]
+    return inside if inside and not (path / MANIFEST).exists() else [path]
+
+
 class BundleFolders:
     """Keeps a repository as the disk is, whenever `reread` is called.
 
@@ -119,14 +125,8 @@ class BundleFolders:
 
     def _folders(self) -> list[Path]:
         """The bundles' folders that are there, and those that never were, which is an error."""
-        found: list[Path] = []
-        for path in self._paths:
-            inside = [file.parent for file in sorted(path.glob(f"[!.]*/{MANIFEST}"))]
-            if inside and not (path / MANIFEST).exists():
-                found += inside
-            elif path.is_dir() or path not in self._held:
-                found.append(path)
-        return list(dict.fromkeys(found))
+        folders = [folder for path in self._paths for folder in bundle_folders(path)]
+        return list(dict.fromkeys(folder for folder in folders if folder.is_dir() or folder not in self._held))
 
     def _fresh(self, bundle: Bundle, before: Sequence[Tail]) -> Tail | None:
         """The tail of a bundle that is not the one already served; a new tuning counts as a change."""

@@ -54,6 +54,8 @@ def read_tokens(file: Path | None, environment: Mapping[str, str]) -> tuple[str,
 class Access:
     """Lets requests in, or says why not. Safe to use from several threads; transports share one.
 
+    Pickled for another process it holds the tokens' hashes, never the tokens, and has forgotten whom it saw.
+
     Args:
         tokens: Any of them will do, so that one can replace another step by step; without any, everybody may ask.
         rate: Requests per second and client address, after a burst of as many; None is as many as they like.
@@ -77,6 +79,13 @@ class Access:
         self._lock = threading.Lock()
         #: By client: requests left, and when that was; least recently seen first.
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_hashes": self._hashes, "_rate": self._rate, "_clock": self._clock}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._lock, self._left = threading.Lock(), OrderedDict()
 
     def check(self, client: str, authorization: str | None) -> None:
         """Lets a request in.

@@ -5,10 +5,10 @@ Beside it stands gRPC's own health protocol.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent import futures
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, cast
 from urllib.parse import unquote
 
 import grpc
@@ -27,11 +27,11 @@ from offramp.serving.service import MAX_ELEMENTS, Observer, Question, Service
 from offramp.serving.tls import ServerTls
 from offramp.serving.wire import DATATYPES, MAX_PORT, from_request, grpc_options, response_message
 
-__all__ = ["GrpcServer"]
+__all__ = ["METHODS", "SERVICE", "GrpcServer", "answer"]
 
 #: Threads kept for health and metadata while every other one computes or waits.
 _SPARE = 2
-_SERVICE = "inference.GRPCInferenceService"
+SERVICE = "inference.GRPCInferenceService"
 #: What answers everybody.
 _HEALTH = ("ServerLive", "ServerReady")
 
@@ -89,8 +89,8 @@ class GrpcServer:
         # Without this option Linux lets two servers share a port, each getting some of the calls.
         options = [*grpc_options(max_message_mb), ("grpc.so_reuseport", 0)]
         self._server = grpc.server(pool, options=options)
-        self._health = Health([_SERVICE])
-        methods = {_SERVICE: _handlers(self.service, access), self._health.name: self._health.handlers()}
+        self._health = Health([SERVICE])
+        methods = {SERVICE: _handlers(self.service, access), self._health.name: self._health.handlers()}
         for service, handlers in methods.items():
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
             # Those that gRPC knows by name are found faster.
@@ -149,41 +149,56 @@ class GrpcServer:
         self._batcher.close()
 
 
-_Method = Callable[[Service, Any, grpc.ServicerContext], Any]
+class Caller(Protocol):
+    """Who asks: what is needed of gRPC's own context, or of another one's."""
+
+    def peer(self) -> str:
+        """The address, in gRPC's way."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
+        """The request's headers."""
+
+    def is_active(self) -> bool:
+        """Whether somebody still waits for the answer."""
+
+
+def answer(service: Service, access: Access | None, name: str, content: bytes, caller: Caller) -> Any:
+    """What one of `METHODS` answers.
+
+    Messages are read here, not by gRPC: what strangers send is not looked at, and what cannot be read has a code
+    and a text like every other refusal.
+
+    Args:
+        service: Says it.
+        access: Who may ask; health answers everybody.
+        name: The method's.
+        content: The request as it came.
+        caller: Whose it is.
+
+    Returns:
+        The response's message, or a `Refusal`.
+    """
+    method, message = METHODS[name]
+    try:
+        if access is not None and name not in _HEALTH:
+            authorization = dict(caller.invocation_metadata()).get("authorization")
+            access.check(_host(caller.peer()), cast("str | None", authorization))
+        return method(service, _parsed(message, content), caller)
+    except Exception as error:
+        return refusal(error)
 
 
 def _handlers(service: Service, access: Access | None) -> dict[str, grpc.RpcMethodHandler]:
-    """The protocol's methods that we have; gRPC itself says UNIMPLEMENTED to the others."""
-    methods: dict[str, tuple[_Method, Any]] = {
-        "ServerLive": (_server_live, pb.ServerLiveRequest),
-        "ServerReady": (_server_ready, pb.ServerReadyRequest),
-        "ModelReady": (_model_ready, pb.ModelReadyRequest),
-        "ServerMetadata": (_server_metadata, pb.ServerMetadataRequest),
-        "ModelMetadata": (_model_metadata, pb.ModelMetadataRequest),
-        "RepositoryIndex": (_repository_index, pb.RepositoryIndexRequest),
-        "ModelInfer": (_model_infer, pb.ModelInferRequest),
-    }
-    return {
-        name: _handler(service, method, message, None if name in _HEALTH else access)
-        for name, (method, message) in methods.items()
-    }
+    return {name: _handler(service, access, name) for name in METHODS}
 
 
-def _handler(service: Service, method: _Method, message: Any, access: Access | None) -> grpc.RpcMethodHandler:
+def _handler(service: Service, access: Access | None, name: str) -> grpc.RpcMethodHandler:
     def handle(content: bytes, context: grpc.ServicerContext) -> Any:
-        try:
-            if access is not None:
-                authorization = dict(context.invocation_metadata()).get("authorization")
-                access.check(_host(context.peer()), authorization)
-            response = method(service, _parsed(message, content), context)
-        except Exception as error:
-            response = refusal(error)
+        response = answer(service, access, name, content, context)
         if isinstance(response, Refusal):
             context.abort(response.code, response.text)
         return response
 
-    # Messages are read here, not by gRPC: what strangers send is not looked at, and what cannot be read has a code
-    # and a text like every other refusal.
     return grpc.unary_unary_rpc_method_handler(
         handle, response_serializer=lambda response: response.SerializeToString()
     )
@@ -201,23 +216,23 @@ def _parsed(message: Any, content: bytes) -> Any:
         raise InputError(f"this is no {message.DESCRIPTOR.name}") from error
 
 
-def _server_live(service: Service, request: Any, context: grpc.ServicerContext) -> Any:
+def _server_live(service: Service, request: Any, caller: Caller) -> Any:
     return pb.ServerLiveResponse(live=True)
 
 
-def _server_ready(service: Service, request: Any, context: grpc.ServicerContext) -> Any:
+def _server_ready(service: Service, request: Any, caller: Caller) -> Any:
     return pb.ServerReadyResponse(ready=service.ready)
 
 
-def _model_ready(service: Service, request: Any, context: grpc.ServicerContext) -> Any:
+def _model_ready(service: Service, request: Any, caller: Caller) -> Any:
     return pb.ModelReadyResponse(ready=service.model_ready(request.name, request.version))
 
 
-def _server_metadata(service: Service, request: Any, context: grpc.ServicerContext) -> Any:
+def _server_metadata(service: Service, request: Any, caller: Caller) -> Any:
     return pb.ServerMetadataResponse(name=service.name, version=service.version, extensions=service.extensions)
 
 
-def _model_metadata(service: Service, request: Any, context: grpc.ServicerContext) -> Any:
+def _model_metadata(service: Service, request: Any, caller: Caller) -> Any:
     found = service.model(request.name, request.version)
     response = pb.ModelMetadataResponse(name=found.name, versions=found.versions, platform=found.platform)
     for specs, target in ((found.inputs, response.inputs), (found.outputs, response.outputs)):
@@ -226,14 +241,14 @@ def _model_metadata(service: Service, request: Any, context: grpc.ServicerContex
     return response
 
 
-def _repository_index(service: Service, request: Any, context: grpc.ServicerContext) -> Any:
+def _repository_index(service: Service, request: Any, caller: Caller) -> Any:
     response = pb.RepositoryIndexResponse()
     for entry in service.index(ready=request.ready):
         response.models.add(name=entry.name, version=entry.version, state=entry.state)
     return response
 
 
-def _model_infer(service: Service, request: Any, context: grpc.ServicerContext) -> Any:
+def _model_infer(service: Service, request: Any, caller: Caller) -> Any:
     parameters = request.parameters
     try:
         question = Question(
@@ -244,7 +259,19 @@ def _model_infer(service: Service, request: Any, context: grpc.ServicerContext) 
             final="final" in parameters and parameters["final"].bool_param,
             outputs=tuple(output.name for output in request.outputs),
         )
-        answer = service.infer(question, context.is_active)
+        answer = service.infer(question, caller.is_active)
     except Exception as error:
         return service.failed(request.model_name, error)
     return response_message(request.model_name, answer.version, request.id, answer.tensors, answer.server_ms)
+
+
+#: The protocol's methods that we have; the others are UNIMPLEMENTED.
+METHODS: dict[str, tuple[Callable[[Service, Any, Caller], Any], Any]] = {
+    "ServerLive": (_server_live, pb.ServerLiveRequest),
+    "ServerReady": (_server_ready, pb.ServerReadyRequest),
+    "ModelReady": (_model_ready, pb.ModelReadyRequest),
+    "ServerMetadata": (_server_metadata, pb.ServerMetadataRequest),
+    "ModelMetadata": (_model_metadata, pb.ModelMetadataRequest),
+    "RepositoryIndex": (_repository_index, pb.RepositoryIndexRequest),
+    "ModelInfer": (_model_infer, pb.ModelInferRequest),
+}
