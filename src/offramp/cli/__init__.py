@@ -17,11 +17,12 @@ from offramp import __version__
 from offramp.cli.bundles import inspect, profile
 from offramp.cli.cuts import cuts
 from offramp.cli.exporting import export
+from offramp.cli.linking import link
 from offramp.cli.messages import print_error
 from offramp.cli.modes import modes
 from offramp.cli.quantizing import quantize
 from offramp.cli.replaying import replay
-from offramp.cli.running import link, run, serve
+from offramp.cli.running import run, serve
 from offramp.cli.studies import reproduce
 from offramp.cli.tracing import trace
 from offramp.cli.training import demo, train

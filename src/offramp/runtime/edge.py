@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from typing_extensions import Self
 
 from offramp.bundle.bundle import Bundle
-from offramp.errors import (
-    ActionError,
-    ConfigError,
-    DeadlineError,
-    InputError,
-    ProtocolError,
-    ServerError,
-    StageError,
-)
+from offramp.errors import ActionError, ConfigError, DeadlineError, InputError, ServerError, StageError
 from offramp.policy.base import Action, Context, Policy
 from offramp.policy.cost import CostModel, MeasuredCost
 from offramp.policy.fixed import EdgeOnly
@@ -30,12 +21,15 @@ from offramp.runtime.conditions import Conditions
 from offramp.runtime.gate import Gate
 from offramp.runtime.head import Head
 from offramp.runtime.pipeline import Pipeline
+from offramp.runtime.reply import read_reply
 from offramp.runtime.result import Latency, Result, Status, Where
 from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Channel, TailRequest, tail_name
-from offramp.runtime.trip import Trip
+from offramp.runtime.trip import Trip, TripTracer
 
 __all__ = ["Edge"]
+
+_log = logging.getLogger("offramp.edge")
 
 
 class Edge:
@@ -56,6 +50,7 @@ class Edge:
         stages: The bundle's sessions, to share them with another edge in this process; made with `threads` and
             `slowdown` if left out.
         breaker: The circuit breaker before the server.
+        tracer: Follows every input, such as an `off.EdgeTracer()`.
         clock: Gives seconds.
         sleep: Sleeps for seconds.
 
@@ -78,6 +73,7 @@ class Edge:
         slowdown: float = 1.0,
         stages: Stages | None = None,
         breaker: CircuitBreaker | None = None,
+        tracer: TripTracer | None = None,
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -95,7 +91,7 @@ class Edge:
             )
         self.deadline_ms = deadline_ms
         self.breaker = breaker or CircuitBreaker(clock=clock)
-        self._server, self._clock = server, clock
+        self._server, self._clock, self._tracer = server, clock, tracer
         self._manifest = self.bundle.manifest
         stages = stages or Stages(self.bundle, threads=threads, slowdown=slowdown, clock=clock, sleep=sleep)
         if stages.bundle.digest != self.bundle.digest:
@@ -110,6 +106,8 @@ class Edge:
         self._head = Head(stages, self._gate, self._conditions, exits)
         #: Milliseconds per stage, a running mean; what an offload must leave for the way back.
         self.stage_ms = self._conditions.stage_ms
+        #: What the link is estimated to take; None without a server.
+        self.link = None if server is None else self._conditions.link
         self._watches_conditions = self.policy.wants_forecast or isinstance(cost, MeasuredCost)
         self.context = Context(
             splits=tuple(range(-1, held)) if server is not None else (held - 1,),
@@ -164,22 +162,25 @@ class Edge:
 
     def _one_by_one(self, inputs: Iterable[Any]) -> Iterator[Result]:
         for index, x in enumerate(inputs):
-            try:
-                yield self.infer(x, index=index)
-            except (InputError, StageError) as error:
-                yield Result(index, "failed", error=str(error))
+            trip = self._try_to_begin(x, index)
+            if isinstance(trip, Result):
+                yield trip
+                continue
+            if trip.request is not None:
+                self._sent(trip)
+            yield self._try_to_finish(trip)
 
     def _try_to_begin(self, x: Any, index: int) -> Trip | Result:
         try:
             return self._begun(x, index)
         except (InputError, StageError) as error:
-            return Result(index, "failed", error=str(error))
+            return self._told(None, Result(index, "failed", error=str(error)))
 
     def _try_to_finish(self, trip: Trip) -> Result:
         try:
             return self._finished(trip)
         except (InputError, StageError) as error:
-            return Result(trip.index, "failed", error=str(error))
+            return self._told(trip, Result(trip.index, "failed", error=str(error)))
 
     def infer(self, x: Any, *, index: int = 0) -> Result:
         """The result of one input.
@@ -239,10 +240,10 @@ class Edge:
         total_ms = (trip.back_at - trip.start) * 1e3 if where == "server" else self._spent_ms(trip)
         cost = self._conditions.paid(trip, total_ms)
         self.policy.update(action, trip.observation(answer, self.context.last, total_ms, cost))
-        latency = Latency(total_ms, trip.edge_ms, trip.link_ms, trip.server_ms)
+        latency = Latency(total_ms, trip.edge_ms, trip.link_ms, trip.server_ms, trip.queue_ms)
         belief = None if answer is None else trip.beliefs[answer]
         names = self._manifest.classes
-        return Result(
+        result = Result(
             index=trip.index,
             status=status,
             label=None if belief is None else belief.label,
@@ -253,10 +254,20 @@ class Edge:
             where=None if belief is None else where,
             latency_ms=latency,
             payload_bytes=trip.payload_bytes,
+            reply_bytes=trip.reply_bytes,
             action=action,
             cost=cost,
             error=trip.error,
         )
+        return self._told(trip, result)
+
+    def _told(self, trip: Trip | None, result: Result) -> Result:
+        """A result, once its trace has ended and the log has what went wrong."""
+        trace_id = None if self._tracer is None else self._tracer.answered(trip, result)
+        if result.status != "ok":
+            about = {"index": result.index, "reason": result.error, "trace_id": trace_id}
+            _log.info("%s", result.status, extra=about)
+        return result
 
     def _check_action(self, action: Action) -> None:
         if action.split not in self.context.splits:
@@ -289,6 +300,7 @@ class Edge:
             trip.reserved = -1
             trip.error = f"no time left of {self.deadline_ms:g} ms to ask the server"
             return
+        trip.packed_at = self._clock()
         trip.give_up_at = trip.start + (self.deadline_ms - reserve_ms) / 1e3
         trip.request = TailRequest(
             model=tail_name(self._manifest.name, trip.stage, action.mode),
@@ -299,6 +311,8 @@ class Edge:
         )
         self.breaker.begun()
         trip.sent_cut, trip.payload_bytes = trip.stage, sum(t.nbytes for t in tensors.values())
+        if self._tracer is not None:
+            trip.request = trip.request._replace(headers=self._tracer.sends(trip))
 
     def _server_answer(self, trip: Trip) -> int | None:
         """The exit that answered on the server, or None with the trip's error set."""
@@ -309,7 +323,8 @@ class Edge:
             if trip.back_at > trip.give_up_at:
                 late = (trip.back_at - trip.give_up_at) * 1e3
                 raise DeadlineError(f"the answer came after {waited:.0f} ms, {waited - late:.0f} ms were left")
-            exit_index, said = self._read_reply(trip)
+            assert trip.reply is not None
+            found = read_reply(trip.reply, self._manifest, trip.stage, waited)
         except (ServerError, InputError, StageError) as error:
             self.breaker.failed()
             trip.error = str(error)
@@ -317,26 +332,11 @@ class Edge:
             self._conditions.got_nothing(trip.payload_bytes, waited)
             return None
         self.breaker.succeeded()
-        trip.server_ms = min(max(said, 0.0), waited) if math.isfinite(said) else 0.0
+        trip.server_ms, trip.queue_ms, trip.reply_bytes = found.server_ms, found.queue_ms, found.nbytes
         trip.link_ms = waited - trip.server_ms
-        self._conditions.was_answered(trip, exit_index)
-        return exit_index
-
-    def _read_reply(self, trip: Trip) -> tuple[int, float]:
-        """The exit that answered, and the milliseconds that the server says it took."""
-        assert trip.reply is not None
-        logits, exits, said, *_ = trip.reply
-        last = self.context.last
-        exit_index = last if exits is None or len(exits) == 0 else int(exits[0])
-        shape = (1, *self._manifest.final_exit().logits.shape)
-        possible = trip.stage < exit_index <= last and self._manifest.exits[exit_index] is not None
-        if logits.shape != shape or not np.isfinite(logits).all() or not possible:
-            raise ProtocolError(
-                f"the server answered with logits of shape {logits.shape} from exit {exit_index}; expected "
-                f"finite ones of shape {shape} from an exit after {trip.stage}"
-            )
-        trip.beliefs[exit_index] = self._gate.belief(exit_index, logits[0])
-        return exit_index, said or 0.0
+        trip.beliefs[found.exit] = self._gate.belief(found.exit, found.logits)
+        self._conditions.was_answered(trip, found.exit)
+        return found.exit
 
     def _spent_ms(self, trip: Trip) -> float:
         return (self._clock() - trip.start) * 1e3

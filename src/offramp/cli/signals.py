@@ -1,0 +1,22 @@
+"""What a process is asked to do while it serves."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+
+__all__ = ["asked_to"]
+
+
+@contextmanager
+def asked_to(*numbers: signal.Signals) -> Iterator[SimpleQueue[int]]:
+    """Signals as a queue, until the block ends; then they mean again what they meant before."""
+    received: SimpleQueue[int] = SimpleQueue()
+    before = {number: signal.signal(number, lambda number, frame: received.put(number)) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
