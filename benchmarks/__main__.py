@@ -23,6 +23,7 @@ ALL = (
     "serving.batching",
     "serving.queueing",
     "serving.reveal",
+    "serving.observed",
     "edge.install",
     "edge.pipeline",
     "exits.width",

@@ -32,6 +32,8 @@ from offramp.serving.channel import GrpcChannel
 from offramp.serving.wire import grpc_options
 from offramp.tables import bytes_text, table_text
 
+__all__ = ["bundle_of", "main"]
+
 #: Values in the cut: 4 KB and 803 KB (MobileNetV2's largest cut at 224²).
 SIZES = (1024, 200704)
 CLASSES = 10
@@ -53,7 +55,7 @@ def _cases(size: int, rounds: int) -> list[dict[str, Any]]:
     """Times the three calls against each other at one payload."""
     cut = np.random.default_rng(0).standard_normal((1, size)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = _bundle(Path(folder) / "trip.bundle", size)
+        bundle = bundle_of(Path(folder) / "trip.bundle", size)
         with running("ours", str(bundle.path)) as ours, running("bare") as bare:
             channel = GrpcChannel(ours, max_message_mb=MESSAGE_MB)
             request = TailRequest(tail_name(bundle.manifest.name, 0, "float"), {"cut_0": cut}, bundle.digest, True)
@@ -102,7 +104,7 @@ def _bare(call: Callable[[Any], Any], model: str, cut: NDArray[np.float32]) -> N
     np.frombuffer(answer.raw_output_contents[0], np.float32)
 
 
-def _bundle(path: Path, size: int) -> Bundle:
+def bundle_of(path: Path, size: int) -> Bundle:
     """Two stages that compute next to nothing: the input is the cut, its first values are the logits."""
     files: dict[str, bytes] = {}
 

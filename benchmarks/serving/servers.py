@@ -1,7 +1,8 @@
 """The servers of these benchmarks, each in a process of its own: ours, and a bare gRPC one to compare with.
 
-`python -m benchmarks.serving.servers ours BUNDLE [SETTINGS]` and `… bare`; the port is printed, and the process
-ends with its standard input. SETTINGS is JSON: `threads`, and what `GrpcServer` takes.
+`python -m benchmarks.serving.servers ours BUNDLE [SETTINGS]`, `… watched-metrics-traces BUNDLE` and `… bare`; the
+port is printed, and the process ends with its standard input. SETTINGS is JSON: `threads`, and what `GrpcServer`
+takes.
 """
 
 from __future__ import annotations
@@ -92,12 +93,28 @@ def _serve(kind: str, bundle: str = "", settings: str = "{}") -> None:
         with GrpcServer(Tail(stages, sizes=sizes), port=0, max_message_mb=MESSAGE_MB, **chosen) as ours:
             _until_input_ends(ours.port)
         return
+    if kind.startswith("watched"):
+        _serve_watched(kind, bundle)
+        return
     server = grpc.server(futures.ThreadPoolExecutor(POOL), options=grpc_options(MESSAGE_MB))
     rpc.add_GRPCInferenceServiceServicer_to_server(_Bare(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     _until_input_ends(port)
     server.stop(None).wait()
+
+
+def _serve_watched(kind: str, bundle: str) -> None:
+    """`watched`, and after it `metrics`, `traces` or both."""
+    from benchmarks.serving.observed import dropping
+    from offramp.observe.server_metrics import ServerMetrics
+    from offramp.observe.server_tracer import ServerTracer
+
+    tail = Tail(Stages(Bundle.load(bundle)))
+    metrics = ServerMetrics() if "metrics" in kind else None
+    tracer = ServerTracer(dropping(1.0)) if "traces" in kind else None
+    with GrpcServer(tail, port=0, observer=metrics, tracer=tracer) as ours:
+        _until_input_ends(ours.port)
 
 
 def _until_input_ends(port: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,8 @@ from offramp.errors import ConfigError
 
 __all__ = ["current_trace_id", "exporting"]
 
+#: Seconds that what is left may take at the end.
+_LAST_S = 5.0
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
 
@@ -26,7 +29,7 @@ def exporting(service: str) -> Iterator[TracerProvider]:
 
     The endpoint, its certificates and headers, the sampler, the batches and the resource are what OpenTelemetry's
     variables say (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_…`, `OTEL_SERVICE_NAME`, …); a
-    collector that is away costs spans, and a warning in the log, and nothing else.
+    collector that is away costs spans, warnings in the log, and at the end some seconds, and nothing else.
 
     Args:
         service: The service's name where the variables give none.
@@ -44,14 +47,19 @@ def exporting(service: str) -> Iterator[TracerProvider]:
         resource = Resource.create({SERVICE_VERSION: __version__})
         if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
             resource = resource.merge(Resource({SERVICE_NAME: service}))
-        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        provider, exporter = TracerProvider(resource=resource, shutdown_on_exit=False), OTLPSpanExporter()
+        provider.add_span_processor(BatchSpanProcessor(exporter))
     except Exception as error:
         raise ConfigError(f"traces cannot be sent as OpenTelemetry's variables say: {error}") from error
     try:
         yield provider
     finally:
+        # The SDK itself would try for half a minute to reach a collector that is away.
+        cut_off = threading.Timer(_LAST_S, exporter.shutdown)
+        cut_off.daemon = True
+        cut_off.start()
         provider.shutdown()
+        cut_off.cancel()
 
 
 def current_trace_id() -> str | None:

@@ -10,7 +10,7 @@ from offramp.serving.service import Served, Service
 
 __all__ = ["ServerMetrics"]
 
-_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
