@@ -117,5 +117,6 @@ def counting(edge: Edge, host: str, port: int | None) -> Iterator[Callable[[Resu
     with needs_extra("run --metrics-port", "observe"):
         from offramp.observe.edge_metrics import EdgeMetrics
     with EdgeMetrics(edge, port=port, host=host) as metrics:
-        _log.info("metrics", extra={"url": f"http://{host}:{metrics.port}/metrics"})
+        address = f"[{host}]" if ":" in host else host
+        _log.info("metrics", extra={"url": f"http://{address}:{metrics.port}/metrics"})
         yield metrics.count

@@ -121,7 +121,7 @@ class EdgeMetrics:
         round_trip = self._gauge("link_round_trip_seconds", "What the link adds to any transfer, as estimated.")
         round_trip.labels(self._model).set_function(lambda: link.round_trip_ms / 1e3)
         rate = self._gauge("link_bytes_per_second", "The link's rate, as estimated; NaN until it was used.")
-        rate.labels(self._model).set_function(lambda: 1e3 / link.ms_per_byte if link.ms_per_byte else math.nan)
+        rate.labels(self._model).set_function(lambda: _rate(link.ms_per_byte))
 
     def _counter(self, name: str, text: str, labels: _Labels | None = None) -> Counter:
         return Counter(f"offramp_edge_{name}", text, ["bundle", *(labels or [])], registry=self.registry)
@@ -134,6 +134,10 @@ class EdgeMetrics:
     ) -> Histogram:
         names = ["bundle", *(labels or [])]
         return Histogram(f"offramp_edge_{name}", text, names, registry=self.registry, buckets=buckets)
+
+
+def _rate(ms_per_byte: float) -> float:
+    return 1e3 / ms_per_byte if ms_per_byte else math.nan
 
 
 def _seconds(ms: Sequence[float], i: int) -> float:
