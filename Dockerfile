@@ -14,7 +14,7 @@ FROM build AS edge-packages
 RUN pip --python /opt/offramp/bin/python install --no-cache-dir -c constraints.txt /wheels/*.whl
 
 FROM build AS server-packages
-RUN pip --python /opt/offramp/bin/python install --no-cache-dir -c constraints.txt "$(echo /wheels/*.whl)[serve]"
+RUN pip --python /opt/offramp/bin/python install --no-cache-dir -c constraints.txt "$(echo /wheels/*.whl)[serve,observe]"
 
 FROM python:${PYTHON}-slim AS base
 ENV PATH=/opt/offramp/bin:$PATH

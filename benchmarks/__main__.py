@@ -24,6 +24,7 @@ ALL = (
     "serving.queueing",
     "serving.reveal",
     "serving.memory",
+    "serving.observed",
     "edge.install",
     "edge.pipeline",
     "exits.width",

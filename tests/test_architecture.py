@@ -32,6 +32,7 @@ ORDER = (
     "runtime",
     "serving",
     "connect",
+    "observe",
     "replay",
     "report",
     "recipes",
@@ -67,6 +68,7 @@ BANNED = (
     "jinja2",
     "pooch",
     "prometheus_client",
+    "opentelemetry",
     "yaml",
     "aiohttp",
     "numba",
@@ -191,6 +193,7 @@ EDGE_SIDE = [
     *(f"offramp.exits.{name}" for name in ("calibration", "confidence", "thresholds")),
     "offramp.cli.tuning",
     "offramp.report.tuning",
+    "offramp.observe.logs",
     *(f"offramp.bundle.{name}" for name in ("bundle", "manifest", "preprocessing", "onnxfile")),
     *(
         "offramp." + ".".join(module_of(path))
@@ -274,9 +277,10 @@ print(json.dumps(said))
         "suggest_exits",
     }
     onnx_side = {"Cut", "best_cuts", "bundle_from_onnx", "cuts_at", "find_cuts", "quantize_stages"}
-    assert {name for name, text in said.items() if text != "here"} == torch_side | onnx_side
-    for name in torch_side | onnx_side:
-        extra = "onnx" if name in onnx_side else "train"
+    observing = {"EdgeMetrics", "EdgeTracer"}
+    assert {name for name, text in said.items() if text != "here"} == torch_side | onnx_side | observing
+    for name in torch_side | onnx_side | observing:
+        extra = "observe" if name in observing else "onnx" if name in onnx_side else "train"
         assert f"offramp.{name}" in said[name]
         assert f"pip install 'offramp[{extra}]'" in said[name]
 
@@ -315,6 +319,20 @@ print(json.dumps(results))
     assert [(r["index"], r["status"], r["where"]) for r in results] == [(i, "ok", "server") for i in range(8)]
 
 
+COMMAND = """
+import contextlib, io
+from offramp.cli import main
+sys.argv[0] = "offramp"
+said, code = io.StringIO(), 0
+with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    try:
+        main()
+    except SystemExit as left:
+        code = left.code
+print(json.dumps([code or 0, said.getvalue()]))
+"""
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -327,25 +345,24 @@ def test_tuning_needs_neither_torch_nor_onnx(digits_bundle, tmp_path, arguments)
     import shutil
 
     shutil.copytree(digits_bundle, tmp_path / "copy")
-    code, said = run_bare(
-        """
-import contextlib, io
-from offramp.cli import main
-sys.argv[0] = "offramp"
-said, code = io.StringIO(), 0
-with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-    try:
-        main()
-    except SystemExit as left:
-        code = left.code
-print(json.dumps([code or 0, said.getvalue()]))
-""",
-        arguments[0],
-        tmp_path / "copy",
-        *arguments[1:],
-    )
+    code, said = run_bare(COMMAND, arguments[0], tmp_path / "copy", *arguments[1:])
     assert code == 0, said
     assert "wrote" in said
+
+
+@pytest.mark.parametrize(
+    "arguments", [("run", "--traces"), ("run", "--metrics-port", "0"), ("serve", "--grpc-port", "0", "--traces")]
+)
+def test_what_watches_is_an_extra_and_says_so(digits_bundle, digit_images, tmp_path, arguments):
+    import numpy as np
+
+    np.save(tmp_path / "images.npy", digit_images[0][:2])
+    command, *options = arguments
+    inputs = [tmp_path / "images.npy"] if command == "run" else []
+    code, said = run_bare(COMMAND, command, digits_bundle, *inputs, *options)
+    assert code == 1
+    assert "pip install 'offramp[observe]'" in said
+    assert "Traceback" not in said
 
 
 # --- errors ---------------------------------------------------------------------------------------------

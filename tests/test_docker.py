@@ -76,7 +76,7 @@ def test_packages_are_pinned_and_an_edge_gets_no_extras():
     assert "-c constraints.txt" in edge
     assert "-c constraints.txt" in server
     assert "[" not in edge
-    assert "[serve]" in server
+    assert "[serve,observe]" in server
     for stage in ("edge", "server"):
         assert last(stage, "COPY").startswith(f"--from={stage}-packages ")
 

@@ -42,6 +42,8 @@ from offramp.serving.channel import GrpcChannel
 from offramp.serving.wire import grpc_options
 from offramp.tables import bytes_text, table_text
 
+__all__ = ["bundle_of", "main"]
+
 #: Values in the cut: 4 KB and 803 KB (MobileNetV2's largest cut at 224²).
 SIZES = (1024, 200704)
 CLASSES = 10
@@ -69,7 +71,7 @@ def _cases(size: int, rounds: int, ray_python: Path | None) -> list[dict[str, An
     cut = np.random.default_rng(0).standard_normal((1, size)).astype(np.float32)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        bundle = _bundle(folder / "trip.bundle", size)
+        bundle = bundle_of(folder / "trip.bundle", size)
         request = TailRequest(tail_name(bundle.manifest.name, 0, "float"), {"cut_0": cut}, bundle.digest, True)
 
         bare = stack.enter_context(running("bare"))
@@ -147,7 +149,7 @@ def _tcp(connection: socket.socket, cut: NDArray[np.float32]) -> None:
     np.frombuffer(answer, np.float32, offset=4)
 
 
-def _bundle(path: Path, size: int) -> Bundle:
+def bundle_of(path: Path, size: int) -> Bundle:
     """Two stages that compute next to nothing: the input is the cut, its first values are the logits."""
     files: dict[str, bytes] = {}
 

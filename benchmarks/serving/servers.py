@@ -1,7 +1,8 @@
 """The servers of these benchmarks, each in a process of its own: ours, a bare gRPC one, and a bare TCP one.
 
-`python -m benchmarks.serving.servers ours BUNDLE [SETTINGS]`, `… bare` and `… tcp`; the port is printed, and the
-process ends with its standard input. SETTINGS is JSON: `threads`, and what `GrpcServer` takes.
+`python -m benchmarks.serving.servers ours BUNDLE [SETTINGS]`, `… watched-metrics-traces BUNDLE`, `… bare` and
+`… tcp`; the port is printed, and the process ends with its standard input. SETTINGS is JSON: `threads`, and what
+`GrpcServer` takes.
 """
 
 from __future__ import annotations
@@ -129,6 +130,9 @@ def _serve(kind: str, bundle: str = "", settings: str = "{}") -> None:
             threading.Thread(target=_echo, args=(listening,), daemon=True).start()
             _until_input_ends(listening.getsockname()[1])
         return
+    if kind.startswith("watched"):
+        _serve_watched(kind, bundle)
+        return
     server = grpc.server(futures.ThreadPoolExecutor(POOL), options=grpc_options(MESSAGE_MB))
     rpc.add_GRPCInferenceServiceServicer_to_server(_Bare(), server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -148,6 +152,19 @@ def _echo(listening: socket.socket) -> None:
         if not read_whole(connection, memoryview(message)[4:]):
             return
         connection.sendall(message)
+
+
+def _serve_watched(kind: str, bundle: str) -> None:
+    """`watched`, and after it `metrics`, `traces` or both."""
+    from benchmarks.serving.observed import dropping
+    from offramp.observe.server_metrics import ServerMetrics
+    from offramp.observe.server_tracer import ServerTracer
+
+    tail = Tail(Stages(Bundle.load(bundle)))
+    metrics = ServerMetrics() if "metrics" in kind else None
+    tracer = ServerTracer(dropping(1.0)) if "traces" in kind else None
+    with GrpcServer(tail, port=0, observer=metrics, tracer=tracer) as ours:
+        _until_input_ends(ours.port)
 
 
 def _until_input_ends(port: int) -> None:

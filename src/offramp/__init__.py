@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from offramp.exits.objective import DistilledLoss, JointLoss
     from offramp.exits.suggest import suggest_exits
     from offramp.exits.training import MultiExitModule, fit
+    from offramp.observe.edge_metrics import EdgeMetrics
+    from offramp.observe.edge_tracer import EdgeTracer
     from offramp.policy.base import Action, Observation, Policy
     from offramp.policy.cascade import ThresholdCascade
     from offramp.policy.cost import CostModel
@@ -70,7 +72,9 @@ _NAMES = {
     "DistilledLoss": "exits.objective",
     "DynamicSplit": "policy.dynamic_split",
     "Edge": "connect",
+    "EdgeMetrics": "observe.edge_metrics",
     "EdgeOnly": "policy.fixed",
+    "EdgeTracer": "observe.edge_tracer",
     "FeatureCache": "exits.cache",
     "FixedSplit": "policy.fixed",
     "GrpcServer": "serving.server",
@@ -133,7 +137,9 @@ __all__ = [
     "DistilledLoss",
     "DynamicSplit",
     "Edge",
+    "EdgeMetrics",
     "EdgeOnly",
+    "EdgeTracer",
     "FeatureCache",
     "FixedSplit",
     "GrpcServer",
@@ -181,6 +187,7 @@ __all__ = [
 ]
 
 _TRAINING = ("torch", "lightning", "onnx", "onnxscript", "networkx")
+_OBSERVING = ("prometheus_client", "opentelemetry")
 #: What needs onnx and no torch.
 _ONNX = ("bundle.cuts", "bundle.foreign", "runtime.quantization")
 
@@ -191,11 +198,12 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(f"offramp.{_NAMES[name]}")
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in _TRAINING:
+        absent = (error.name or "").partition(".")[0]
+        if absent not in (*_TRAINING, *_OBSERVING):
             raise
         from offramp.errors import MissingExtraError
 
-        extra = "onnx" if _NAMES[name] in _ONNX else "train"
+        extra = "observe" if absent in _OBSERVING else "onnx" if _NAMES[name] in _ONNX else "train"
         raise MissingExtraError(
             f"offramp.{name} needs {error.name}, which is not installed: pip install 'offramp[{extra}]'"
         ) from error

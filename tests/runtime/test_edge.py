@@ -792,7 +792,7 @@ def test_a_result_is_json(make_edge, says):
     result = make_edge(raising(ServerUnavailableError("gone")), FixedSplit(0)).infer(says(UNSURE), index=3)
     back = json.loads(json.dumps(result.to_dict()))
     assert (back["index"], back["status"], back["label"], back["action"]["split"]) == (3, "degraded", 1, 0)
-    assert set(back["latency_ms"]) == {"total", "edge", "link", "server"}
+    assert set(back["latency_ms"]) == {"total", "edge", "link", "server", "queue"}
 
 
 def test_edges_may_share_their_sessions(make_edge, tiny, make_bundle, tmp_path, clock, says):

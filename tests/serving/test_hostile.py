@@ -21,9 +21,10 @@ from mutation import NASTY, mutated_bytes, mutated_json
 from tritonclient.grpc import service_pb2 as pb
 
 from offramp.bundle.bundle import Bundle
+from offramp.observe.server_metrics import ServerMetrics
 from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Tail, TailRequest
-from offramp.serving.http import HttpServer, Metrics
+from offramp.serving.http import HttpServer
 from offramp.serving.server import GrpcServer
 
 SERVICE = "/inference.GRPCInferenceService/"
@@ -49,7 +50,7 @@ class Target:
     def __init__(self, tail):
         self.tail, self.name = tail, tail.bundle.manifest.name
         self._grpc = GrpcServer(tail, port=0, workers=2, max_message_mb=1, max_elements=100_000)
-        self._http = HttpServer(self._grpc.service, Metrics(), port=0, max_message_mb=1)
+        self._http = HttpServer(self._grpc.service, ServerMetrics().registry, port=0, max_message_mb=1)
         self.port = self._http.port
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self._grpc.port}")
         self.expected = tail.infer(TailRequest(self.name, {"input": X})).logits

@@ -9,10 +9,11 @@ import pytest
 
 from offramp.bundle.bundle import Bundle
 from offramp.errors import InputError, PortError, ServerRefusedError
+from offramp.observe.server_metrics import ServerMetrics
 from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Tail, TailRequest
 from offramp.serving.channel import GrpcChannel
-from offramp.serving.http import HttpServer, Metrics
+from offramp.serving.http import HttpServer
 from offramp.serving.server import GrpcServer
 
 
@@ -29,10 +30,10 @@ def tail(digits_bundle):
 @pytest.fixture
 def http(tail):
     """A gRPC server with metrics, and the HTTP port beside it."""
-    metrics = Metrics()
+    metrics = ServerMetrics()
     with (
         GrpcServer(tail, port=0, observer=metrics) as server,
-        HttpServer(server.service, metrics, port=0) as beside,
+        HttpServer(server.service, metrics.registry, port=0) as beside,
     ):
         yield server, beside.port
 

@@ -20,11 +20,12 @@ from tritonclient.utils import InferenceServerException
 from offramp.cli.credentials import server_access
 from offramp.connect import Edge, connect
 from offramp.errors import AccessError, ConfigError, ProtocolError, ServerBusyError
+from offramp.observe.server_metrics import ServerMetrics
 from offramp.policy.fixed import ServerOnly
 from offramp.runtime.tail import TailRequest
 from offramp.serving.access import Access
 from offramp.serving.channel import GrpcChannel
-from offramp.serving.http import HttpServer, Metrics
+from offramp.serving.http import HttpServer
 from offramp.serving.process import running
 from offramp.serving.server import GrpcServer
 from offramp.serving.tls import Credentials, ServerTls
@@ -38,7 +39,7 @@ class Both:
 
     def __init__(self, tail, **settings):
         self._grpc = GrpcServer(tail, port=0, **settings)
-        self._http = HttpServer(self._grpc.service, Metrics(), port=0, **settings)
+        self._http = HttpServer(self._grpc.service, ServerMetrics().registry, port=0, **settings)
         self.address, self.http_port = f"127.0.0.1:{self._grpc.port}", self._http.port
 
     def __enter__(self):

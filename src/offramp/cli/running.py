@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -29,15 +31,28 @@ from offramp.cli.credentials import (
     server_tls,
 )
 from offramp.cli.extras import needs_extra
-from offramp.cli.messages import print_error
+from offramp.cli.observing import (
+    LogFormatOption,
+    LogLevelOption,
+    MetricsHostOption,
+    MetricsPortOption,
+    TracesOption,
+    counting,
+    edge_tracer,
+    observed,
+    server_tracer,
+)
 from offramp.cli.options import BundleArgument, ServerOption, SlowdownOption
 from offramp.cli.signals import asked_to
 from offramp.errors import ConfigError, OfframpError, ServerBusyError
 
 if TYPE_CHECKING:
     from offramp.runtime.repository import BundleFolders
+    from offramp.runtime.result import Result
 
 __all__ = ["run", "serve"]
+
+_log = logging.getLogger("offramp.cli")
 
 
 def serve(
@@ -84,6 +99,9 @@ def serve(
     engine: EngineOption = "offramp",
     replicas: ReplicasOption = None,
     ray_address: RayAddressOption = None,
+    traces: TracesOption = False,
+    log_format: LogFormatOption = "text",
+    log_level: LogLevelOption = "warning",
 ) -> None:
     """Serves the tails of bundles over gRPC (Open Inference Protocol v2) until stopped.
 
@@ -144,11 +162,13 @@ def serve(
     for error in folders.reread()[1]:
         raise error
     with ExitStack() as stack:
+        spans = stack.enter_context(observed("serve", traces, log_format, log_level))
         metrics = None
         if http_port is not None:
             with needs_extra("serve --http-port", "serve"):
-                from offramp.serving.http import HttpServer, Metrics
-            metrics = Metrics()
+                from offramp.observe.server_metrics import ServerMetrics
+                from offramp.serving.http import HttpServer
+            metrics = ServerMetrics()
         server = stack.enter_context(
             GrpcServer(
                 repository,
@@ -163,13 +183,15 @@ def serve(
                 tls=tls,
                 access=access,
                 observer=metrics,
+                tracer=server_tracer(spans),
             )
         )
         if metrics is not None and http_port is not None:
+            metrics.watch(server.service)
             http = stack.enter_context(
                 HttpServer(
                     server.service,
-                    metrics,
+                    metrics.registry,
                     host=host,
                     port=http_port,
                     max_message_mb=max_message_mb,
@@ -182,21 +204,25 @@ def serve(
         names = ", ".join(repository.models)
         with asked_to(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as requests:
             print(f"offramp serve: {listening(f'{host}:{server.port}')}, models {names}", flush=True)
+            _log.info("serving", extra={"grpc_port": server.port, "models": names})
             while requests.get() == signal.SIGHUP:
                 _reread(folders)
         print("offramp serve: stopping; requests under way are answered", flush=True)
+        _log.info("stopping", extra={"under_way": server.service.under_way})
         if not server.drain():
             raise ServerBusyError("requests that took too long were cut off")
 
 
 def _reread(folders: BundleFolders) -> None:
     changes: list[str] = []
+    errors: list[OfframpError] = []
     try:
         changes, errors = folders.reread()
-        for error in errors:
-            print_error(error)
     except OfframpError as clash:
-        print_error(clash)
+        errors = [clash]
+    for error in errors:
+        _log.error("a bundle was not read again", extra={"reason": str(error)})
+    _log.info("read again", extra={"changes": ", ".join(changes)})
     print(f"offramp serve: {', '.join(changes) or 'nothing changed'}", flush=True)
 
 
@@ -257,6 +283,11 @@ def run(
             "inputs again.",
         ),
     ] = False,
+    metrics_port: MetricsPortOption = None,
+    metrics_host: MetricsHostOption = "127.0.0.1",
+    traces: TracesOption = False,
+    log_format: LogFormatOption = "text",
+    log_level: LogLevelOption = "warning",
 ) -> None:
     """Runs inputs through the edge: one JSON line per input on the output, a summary on the error output.
 
@@ -287,6 +318,7 @@ def run(
     chosen = make_policy(name, seed=seed, **options)
     done = take_up(out) if out is not None and resume else []
     with (
+        observed("run", traces, log_format, log_level) as spans,
         Edge(
             loaded,
             server=server,
@@ -296,17 +328,27 @@ def run(
             link_mbps=bits / 1e6 or None,
             cost=parse_cost(cost, [stage.depth for stage in loaded.manifest.stages]),
             slowdown=edge_slowdown,
+            tracer=edge_tracer(spans),
         ) as edge,
+        counting(edge, metrics_host, metrics_port) as count,
         _sink(out, resume) as file,
     ):
         if state is not None and state.exists():
             load_state(chosen, state, edge.bundle.digest)
         try:
             samples = read_inputs(sources, loaded.manifest.inputs, loaded.manifest.preprocessing, done=done)
-            sink = LineSink(file, first=len(done))
+            lines, counts = LineSink(file, first=len(done)), Counter[str]()
+
+            def sink(name: str, result: Result) -> None:
+                lines(name, result)
+                count(result)
+                counts[result.status] += 1
+
             board = find_board_energy()
-            failed = run_inputs(edge, samples, sink, Console(stderr=True), under_way=under_way, board=board)
+            console = Console(stderr=True, quiet=log_format == "json")  # the summary is none
+            failed = run_inputs(edge, samples, sink, console, under_way=under_way, board=board)
         finally:
+            _log.info("run ended", extra=dict(counts))
             if state is not None:
                 save_state(chosen, state, edge.bundle.digest)
     if failed:

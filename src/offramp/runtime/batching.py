@@ -5,16 +5,38 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
+from typing import NamedTuple, Protocol
 
 from offramp.errors import ConfigError, DeadlineError, ServerBusyError
 from offramp.runtime.passage import Batch, Job
 from offramp.runtime.tail import Tail, TailReply, TailRequest
 
-__all__ = ["MAX_BATCH", "MAX_WAIT_MS", "Batcher"]
+__all__ = ["MAX_BATCH", "MAX_WAIT_MS", "BatchObserver", "Batcher", "Step"]
 
 MAX_BATCH, MAX_WAIT_MS = 16, 2.0
+
+
+class Step(NamedTuple):
+    """A batch has run a stage and its exit: of which network, with how many samples, whose, from when to when."""
+
+    tail: Tail
+    stage: int
+    samples: int
+    jobs: tuple[Job, ...]
+    since: float
+    until: float
+
+
+class BatchObserver(Protocol):
+    """Told what happens to requests, in seconds on the batcher's clock, in whichever thread it happens."""
+
+    def waited(self, job: Job, since: float, until: float) -> None:
+        """A request has waited for a worker."""
+
+    def ran(self, step: Step) -> None:
+        """A batch has run a stage."""
 
 
 class Batcher:
@@ -35,6 +57,7 @@ class Batcher:
         queue: Requests under way beyond one per worker; more are refused.
         max_batch: Samples that run beside each other at most, but for requests that bring more; 1 is no batching.
         max_wait_ms: How long others may go first so that they can join; 0 is strictly by arrival.
+        observers: Told of what waits and runs.
         clock: Gives seconds.
 
     Raises:
@@ -48,6 +71,7 @@ class Batcher:
         queue: int = 64,
         max_batch: int = MAX_BATCH,
         max_wait_ms: float = MAX_WAIT_MS,
+        observers: Sequence[BatchObserver] = (),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if workers < 1 or queue < 0:
@@ -57,6 +81,7 @@ class Batcher:
                 f"a batch holds at least one and waits at least 0 ms, not {max_batch}, {max_wait_ms}"
             )
         self._most, self._max_batch, self._clock = workers + queue, max_batch, clock
+        self._observers = tuple(observers)
         self._max_wait_s = max_wait_ms / 1e3 if max_batch > 1 else 0.0  # where nobody can join, by arrival
         self._lock = threading.Lock()
         self._workers, self._free, self._under_way, self._in_line = workers, workers, 0, 0
@@ -75,13 +100,20 @@ class Batcher:
         """Requests that wait or compute."""
         return self._under_way
 
-    def infer(self, tail: Tail, request: TailRequest, wanted: Callable[[], bool] = lambda: True) -> TailReply:
+    def infer(
+        self,
+        tail: Tail,
+        request: TailRequest,
+        wanted: Callable[[], bool] = lambda: True,
+        trace: object | None = None,
+    ) -> TailReply:
         """Answers one request, perhaps together with others.
 
         Args:
             tail: Which network.
             request: The cut.
             wanted: Asked after a wait: does the caller still want an answer?
+            trace: The job's, for observers.
 
         Raises:
             ServerBusyError: Too many are under way.
@@ -95,6 +127,7 @@ class Batcher:
         try:
             start = self._clock()
             job = tail.admit(request)
+            job.trace = trace
             waited_s = self._run(tail, job, wanted)
             logits, exits = job.answer
             server_ms = (self._clock() - start - waited_s) * 1e3
@@ -126,6 +159,8 @@ class Batcher:
             self._drive(tail, tail.batch(job), job)
             return 0.0
         waiting.answered.acquire()
+        for observer in self._observers:
+            observer.waited(job, waiting.since, waiting.until)
         return waiting.until - waiting.since
 
     def _work(self) -> None:
@@ -150,6 +185,7 @@ class Batcher:
     def _step(self, tail: Tail, batch: Batch) -> None:
         """One stage, with those that enter there; whoever is done learns of it."""
         joining: list[Job] = []
+        step: Step | None = None
         room = self._limit(tail, batch) - batch.samples
         if room > 0 and self._waiting:
             with self._lock:
@@ -157,8 +193,11 @@ class Batcher:
         try:
             if joining:
                 batch.join(joining)
+            if self._observers:
+                step = Step(tail, batch.stage, batch.samples, tuple(batch.jobs), self._clock(), 0.0)
             done = batch.step()
         except Exception as error:
+            step = None
             # What fails together, for want of memory say, may succeed alone; and nobody pays for another's input.
             parts = [*batch.split(), *(tail.batch(job) for job in joining if job not in batch.jobs)]
             done, batch.jobs = [part.jobs[0] for part in parts], []
@@ -169,6 +208,10 @@ class Batcher:
                     part.run()
                 except Exception as reason:
                     job.error = reason
+        if step is not None:
+            step = step._replace(until=self._clock())
+            for observer in self._observers:
+                observer.ran(step)
         for job in done:
             job.on_done()
 

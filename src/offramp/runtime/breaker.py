@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
 from offramp.errors import ConfigError
 
 __all__ = ["CircuitBreaker"]
+
+_log = logging.getLogger("offramp.edge")
 
 
 class CircuitBreaker:
@@ -47,9 +50,13 @@ class CircuitBreaker:
 
     def succeeded(self) -> None:
         """A call was answered: closed."""
+        if self.open:
+            _log.info("the server answers again")
         self._failures = 0
 
     def failed(self) -> None:
         """A call was not answered."""
         self._failures += 1
+        if self._failures == self._limit:
+            _log.warning("the server counts as down", extra={"failures": self._failures})
         self._probe_at = self._clock() + self._reset_s

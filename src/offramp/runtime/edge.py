@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 from typing_extensions import Self
 
 from offramp.bundle.bundle import Bundle
-from offramp.errors import (
-    ActionError,
-    ConfigError,
-    DeadlineError,
-    InputError,
-    ProtocolError,
-    ServerError,
-    StageError,
-)
+from offramp.errors import ActionError, ConfigError, DeadlineError, InputError, ServerError, StageError
 from offramp.policy.base import Action, Context, Policy
 from offramp.policy.cost import CostModel, MeasuredCost
 from offramp.policy.fixed import EdgeOnly
@@ -31,14 +21,15 @@ from offramp.runtime.conditions import Conditions
 from offramp.runtime.gate import Gate
 from offramp.runtime.head import Head
 from offramp.runtime.pipeline import Pipeline
+from offramp.runtime.reply import read_reply
 from offramp.runtime.result import Latency, Result, Status, Where
 from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Channel, TailRequest, tail_name
-from offramp.runtime.trip import Trip
+from offramp.runtime.trip import Trip, TripTracer
 
 __all__ = ["Edge"]
 
-_T = TypeVar("_T")
+_log = logging.getLogger("offramp.edge")
 
 
 class Edge:
@@ -59,6 +50,7 @@ class Edge:
         stages: The bundle's sessions, to share them with another edge in this process; made with `threads` and
             `slowdown` if left out.
         breaker: The circuit breaker before the server.
+        tracer: Follows every input, such as an `off.EdgeTracer()`.
         clock: Gives seconds.
         sleep: Sleeps for seconds.
 
@@ -81,6 +73,7 @@ class Edge:
         slowdown: float = 1.0,
         stages: Stages | None = None,
         breaker: CircuitBreaker | None = None,
+        tracer: TripTracer | None = None,
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -96,7 +89,7 @@ class Edge:
             )
         self.deadline_ms = deadline_ms
         self.breaker = breaker or CircuitBreaker(clock=clock)
-        self._server, self._clock = server, clock
+        self._server, self._clock, self._tracer = server, clock, tracer
         self._manifest = self.bundle.manifest
         stages = stages or Stages(self.bundle, threads=threads, slowdown=slowdown, clock=clock, sleep=sleep)
         if stages.bundle.digest != self.bundle.digest:
@@ -111,6 +104,8 @@ class Edge:
         self._head = Head(stages, self._gate, self._conditions, exits)
         #: Milliseconds per stage, a running mean; what an offload must leave for the way back.
         self.stage_ms = self._conditions.stage_ms
+        #: What the link is estimated to take; None without a server.
+        self.link = None if server is None else self._conditions.link
         self._watches_conditions = self.policy.wants_forecast or isinstance(cost, MeasuredCost)
         self.context = Context(
             splits=tuple(range(-1, held)) if server is not None else (held - 1,),
@@ -161,16 +156,34 @@ class Edge:
         if under_way > 1:
             steps = Pipeline(
                 under_way,
-                begin=lambda x, index: _or_failed(index, lambda: self._begun(x, index)),
+                begin=self._try_to_begin,
                 send=self._sent,
-                finish=lambda trip: _or_failed(trip.index, lambda: self._finished(trip)),
+                finish=self._try_to_finish,
             )
             return steps.run(inputs)
         return self._one_by_one(inputs)
 
     def _one_by_one(self, inputs: Iterable[Any]) -> Iterator[Result]:
         for index, x in enumerate(inputs):
-            yield _or_failed(index, partial(self.infer, x, index=index))
+            trip = self._try_to_begin(x, index)
+            if isinstance(trip, Result):
+                yield trip
+                continue
+            if trip.request is not None:
+                self._sent(trip)
+            yield self._try_to_finish(trip)
+
+    def _try_to_begin(self, x: Any, index: int) -> Trip | Result:
+        try:
+            return self._begun(x, index)
+        except (InputError, StageError) as error:
+            return self._told(None, Result(index, "failed", error=str(error)))
+
+    def _try_to_finish(self, trip: Trip) -> Result:
+        try:
+            return self._finished(trip)
+        except (InputError, StageError) as error:
+            return self._told(trip, Result(trip.index, "failed", error=str(error)))
 
     def infer(self, x: Any, *, index: int = 0) -> Result:
         """The result of one input.
@@ -230,10 +243,10 @@ class Edge:
         total_ms = (trip.back_at - trip.start) * 1e3 if where == "server" else self._spent_ms(trip)
         cost = self._conditions.paid(trip, total_ms)
         self.policy.update(action, trip.observation(answer, self.context.last, total_ms, cost))
-        latency = Latency(total_ms, trip.edge_ms, trip.link_ms, trip.server_ms)
+        latency = Latency(total_ms, trip.edge_ms, trip.link_ms, trip.server_ms, trip.queue_ms)
         belief = None if answer is None else trip.beliefs[answer]
         names = self._manifest.classes
-        return Result(
+        result = Result(
             index=trip.index,
             status=status,
             label=None if belief is None else belief.label,
@@ -244,10 +257,20 @@ class Edge:
             where=None if belief is None else where,
             latency_ms=latency,
             payload_bytes=trip.payload_bytes,
+            reply_bytes=trip.reply_bytes,
             action=action,
             cost=cost,
             error=trip.error,
         )
+        return self._told(trip, result)
+
+    def _told(self, trip: Trip | None, result: Result) -> Result:
+        """A result, once its trace has ended and the log has what went wrong."""
+        trace_id = None if self._tracer is None else self._tracer.answered(trip, result)
+        if result.status != "ok":
+            about = {"index": result.index, "reason": result.error, "trace_id": trace_id}
+            _log.info("%s", result.status, extra=about)
+        return result
 
     def _check_action(self, action: Action) -> None:
         if action.split not in self.context.splits:
@@ -282,6 +305,7 @@ class Edge:
         if left_ms <= 0:
             trip.error = f"no time left of {self.deadline_ms:g} ms to ask the server"
             return
+        trip.packed_at = self._clock()
         trip.give_up_at = trip.start + (self.deadline_ms - reserve_ms) / 1e3
         trip.request = TailRequest(
             model=tail_name(self._manifest.name, trip.stage, action.mode),
@@ -292,6 +316,8 @@ class Edge:
         )
         self.breaker.begun()
         trip.sent_cut, trip.payload_bytes = trip.stage, sum(t.nbytes for t in tensors.values())
+        if self._tracer is not None:
+            trip.request = trip.request._replace(headers=self._tracer.sends(trip))
 
     def _server_answer(self, trip: Trip) -> int | None:
         """The exit that answered on the server, or None with the trip's error set."""
@@ -302,7 +328,8 @@ class Edge:
             if trip.back_at > trip.give_up_at:
                 late = (trip.back_at - trip.give_up_at) * 1e3
                 raise DeadlineError(f"the answer came after {waited:.0f} ms, {waited - late:.0f} ms were left")
-            exit_index, said = self._read_reply(trip)
+            assert trip.reply is not None
+            found = read_reply(trip.reply, self._manifest, trip.stage, waited)
         except (ServerError, InputError, StageError) as error:
             self.breaker.failed()
             trip.error = str(error)
@@ -310,34 +337,11 @@ class Edge:
             self._conditions.got_nothing(trip.payload_bytes, waited)
             return None
         self.breaker.succeeded()
-        trip.server_ms = min(max(said, 0.0), waited) if math.isfinite(said) else 0.0
+        trip.server_ms, trip.queue_ms, trip.reply_bytes = found.server_ms, found.queue_ms, found.nbytes
         trip.link_ms = waited - trip.server_ms
-        self._conditions.was_answered(trip, exit_index)
-        return exit_index
-
-    def _read_reply(self, trip: Trip) -> tuple[int, float]:
-        """The exit that answered, and the milliseconds that the server says it took."""
-        assert trip.reply is not None
-        logits, exits, said, *_ = trip.reply
-        last = self.context.last
-        exit_index = last if exits is None or len(exits) == 0 else int(exits[0])
-        shape = (1, *self._manifest.final_exit().logits.shape)
-        possible = trip.stage < exit_index <= last and self._manifest.exits[exit_index] is not None
-        if logits.shape != shape or not np.isfinite(logits).all() or not possible:
-            raise ProtocolError(
-                f"the server answered with logits of shape {logits.shape} from exit {exit_index}; expected "
-                f"finite ones of shape {shape} from an exit after {trip.stage}"
-            )
-        trip.beliefs[exit_index] = self._gate.belief(exit_index, logits[0])
-        return exit_index, said or 0.0
+        trip.beliefs[found.exit] = self._gate.belief(found.exit, found.logits)
+        self._conditions.was_answered(trip, found.exit)
+        return found.exit
 
     def _spent_ms(self, trip: Trip) -> float:
         return (self._clock() - trip.start) * 1e3
-
-
-def _or_failed(index: int, step: Callable[[], _T]) -> _T | Result:
-    """What a step gives, or the result of an input that cannot be run."""
-    try:
-        return step()
-    except (InputError, StageError) as error:
-        return Result(index, "failed", error=str(error))

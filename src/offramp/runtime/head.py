@@ -81,6 +81,7 @@ class Head:
         """
         packed, spent = self._stages.encode(trip.stage, mode, trip.tensors)
         trip.edge_ms += spent
+        trip.encode_ms = spent
         specs = self._stages.wire(trip.stage, mode)
         return {spec.name: tensor for spec, tensor in zip(specs, packed, strict=True)}
 

@@ -25,6 +25,7 @@ class Job:
         largest: The most samples that ran beside each other in a stage of its, its own included.
         error: Why there is no answer; None while there may be one.
         on_done: Called by whoever sees that it is done.
+        trace: What a tracer remembers of it.
     """
 
     def __init__(self, stage: int, tensors: list[Array], final: bool) -> None:
@@ -32,6 +33,7 @@ class Job:
         self.largest = self.samples
         self.error: Exception | None = None
         self.on_done: Callable[[], object] = lambda: None
+        self.trace: object | None = None
         self.tensors = tensors
         #: Logits (N, classes) and exits (N,); None until the first sample leaves.
         self._answer: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None

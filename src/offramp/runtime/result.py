@@ -22,12 +22,14 @@ class Latency:
         edge: Stages, exits and codecs on the edge.
         link: From sending to the answer, less the server's computing.
         server: Computing on the server, as it says.
+        queue: Of `link`: waiting for a worker on the server, as it says.
     """
 
     total: float = 0.0
     edge: float = 0.0
     link: float = 0.0
     server: float = 0.0
+    queue: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Result:
         where: "edge" or "server".
         latency_ms: Milliseconds by part.
         payload_bytes: Bytes of the tensors that were sent, before the transport compressed them.
+        reply_bytes: Bytes of the tensors that came back.
         action: What the policy chose.
         cost: What was paid.
         error: Why it is degraded or failed.
@@ -61,6 +64,7 @@ class Result:
     where: Where | None = None
     latency_ms: Latency = Latency()
     payload_bytes: int = 0
+    reply_bytes: int = 0
     action: Action | None = None
     cost: float = 0.0
     error: str | None = None

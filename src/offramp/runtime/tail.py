@@ -61,6 +61,7 @@ class TailRequest(NamedTuple):
         digest: The sender's bundle; None is accepted.
         final: Go to the last exit; otherwise the server's exits may answer too.
         gzip: Whether the transport compresses the tensors.
+        headers: What travels beside it, such as a `traceparent`; names in small letters.
     """
 
     model: str
@@ -68,6 +69,7 @@ class TailRequest(NamedTuple):
     digest: str | None = None
     final: bool = False
     gzip: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class TailReply(NamedTuple):
@@ -77,8 +79,9 @@ class TailReply(NamedTuple):
         logits: (N, classes).
         exits: (N,), which exit answered; None if the server does not say, which means the last.
         server_ms: Computing time on the server; None if it does not say.
-        queue_ms: How long it waited for a worker before; only where it was computed.
-        batch: The most samples that ran beside each other in a stage of its, its own included; only there.
+        queue_ms: How long it waited for a worker before; None if it did not, or the server does not say.
+        batch: The most samples that ran beside each other in a stage of its, its own included; only where it was
+            computed.
     """
 
     logits: NDArray[np.float32]

@@ -114,7 +114,9 @@ class GrpcChannel:
             ServerError: See `offramp.errors`; one for each way in which there is no answer.
         """
         message = request_message(request.model, request.tensors, request.digest, request.final)
-        response = self._call(self._stub.ModelInfer, message, timeout_s, gzip=request.gzip)
+        response = self._call(
+            self._stub.ModelInfer, message, timeout_s, gzip=request.gzip, headers=request.headers
+        )
         tensors = from_outputs(response)
         logits = tensors.get("logits")
         if logits is None or logits.dtype != np.float32:
@@ -129,6 +131,7 @@ class GrpcChannel:
             logits=cast("NDArray[np.float32]", logits),
             exits=None if exits is None else exits.astype(np.int64, copy=False).reshape(-1),
             server_ms=parameters["server_ms"].double_param if "server_ms" in parameters else None,
+            queue_ms=parameters["queue_ms"].double_param if "queue_ms" in parameters else None,
         )
 
     def check(self, model: str, digest: str, timeout_s: float = 2.0) -> None:
@@ -173,12 +176,20 @@ class GrpcChannel:
         """Closes the connection."""
         self._channel.close()
 
-    def _call(self, method: Any, message: Any, timeout_s: float | None, *, gzip: bool = False) -> Any:
+    def _call(
+        self,
+        method: Any,
+        message: Any,
+        timeout_s: float | None,
+        *,
+        gzip: bool = False,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> Any:
         try:
             return method(
                 message,
                 timeout=timeout_s,
-                metadata=self._metadata,
+                metadata=(*(self._metadata or ()), *headers) if headers else self._metadata,
                 compression=grpc.Compression.Gzip if gzip else None,
             )
         except grpc.RpcError as error:

@@ -19,11 +19,10 @@ from types import TracebackType
 from typing import Any
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from typing_extensions import Self
 
 from offramp.errors import InputError, PortError, ServerBusyError
-from offramp.runtime.tail import TailReply
 from offramp.serving.access import Access
 from offramp.serving.refusal import HTTP_STATUS, Refusal, refusal
 from offramp.serving.rest import HEADER_LENGTH, JSON_SHARE, read_request, write_answer
@@ -31,9 +30,8 @@ from offramp.serving.service import Service
 from offramp.serving.tls import ServerTls
 from offramp.serving.wire import DATATYPES, MAX_PORT
 
-__all__ = ["HttpServer", "Metrics"]
+__all__ = ["HttpServer"]
 
-_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 #: Seconds that a body may take to arrive.
 _BODY_S = 30.0
 #: Seconds after which a connection without requests is closed.
@@ -45,59 +43,12 @@ _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503:
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Metrics:
-    """Counts what a server does; give it to `GrpcServer` as its `observer`."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "offramp_requests",
-            "Inference requests by model and gRPC code.",
-            ["model", "code"],
-            registry=self.registry,
-        )
-        self._answers = Counter(
-            "offramp_answers", "Answered samples by model and exit.", ["model", "exit"], registry=self.registry
-        )
-        self._seconds = Histogram(
-            "offramp_compute_seconds",
-            "Computing time of a request.",
-            ["model"],
-            registry=self.registry,
-            buckets=_SECONDS,
-        )
-        self._queue_seconds = Histogram(
-            "offramp_queue_seconds",
-            "Time that a request waited for a worker.",
-            ["model"],
-            registry=self.registry,
-            buckets=_SECONDS,
-        )
-        self._batch = Histogram(
-            "offramp_batch_samples",
-            "The most samples beside which a request ran in a stage, its own included.",
-            ["model"],
-            registry=self.registry,
-            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
-        )
-
-    def __call__(self, model: str, code: str, reply: TailReply | None) -> None:
-        """Counts one request."""
-        self._requests.labels(model, code).inc()
-        if reply is not None and reply.exits is not None:
-            for exit_index in reply.exits.tolist():
-                self._answers.labels(model, str(exit_index)).inc()
-            self._seconds.labels(model).observe((reply.server_ms or 0.0) / 1e3)
-            self._queue_seconds.labels(model).observe((reply.queue_ms or 0.0) / 1e3)
-            self._batch.labels(model).observe(reply.batch or 1)
-
-
 class HttpServer:
     """Serves the Open Inference Protocol and `/metrics` on a port until closed.
 
     Args:
         service: What it says, such as a `GrpcServer`'s.
-        metrics: What `/metrics` shows; without them there is no such path.
+        metrics: What `/metrics` shows, such as `ServerMetrics().registry`; without it there is no such path.
         host: The address to listen on.
         port: The port; 0 takes a free one, see `port`.
         max_message_mb: The largest body in MiB.
@@ -111,7 +62,7 @@ class HttpServer:
     def __init__(
         self,
         service: Service,
-        metrics: Metrics | None = None,
+        metrics: CollectorRegistry | None = None,
         *,
         host: str = "127.0.0.1",
         port: int = 8000,
@@ -192,7 +143,7 @@ class HttpServer:
                 return _error(error.status, "no such path; this server speaks the Open Inference Protocol, /v2")
             return _error(error.status, error.reason, {k: v for k, v in error.headers.items() if k == "Allow"})
         except Exception as error:
-            return _refused(refusal(error))
+            return _refused(refusal(error, client=request.remote or ""))
 
     async def _live(self, request: web.Request) -> web.Response:
         return _json({"live": True})
@@ -237,20 +188,22 @@ class HttpServer:
         try:
             with self._slot():
                 body = await self._body(request)
-                header_length = request.headers.get(HEADER_LENGTH)
-                return await self._loop.run_in_executor(
-                    self._pool, self._inferred, model, body, header_length, lambda: _waits(request)
-                )
+                return await self._loop.run_in_executor(self._pool, self._inferred, model, body, request)
         except web.HTTPException:
             raise
         except Exception as error:
-            return _refused(self._service.failed(model[0], error))
+            return _refused(self._service.failed(model[0], error, request.remote or ""))
 
-    def _inferred(
-        self, model: tuple[str, str], body: bytes, header_length: str | None, wanted: Callable[[], bool]
-    ) -> web.Response:
-        asked = read_request(*model, body, header_length, self._max_bytes // JSON_SHARE)
-        content, json_length = write_answer(asked, self._service.infer(asked.question, wanted))
+    def _inferred(self, model: tuple[str, str], body: bytes, request: web.Request) -> web.Response:
+        client = request.remote or ""
+        with self._service.traced(model[0], lambda: [(k.lower(), v) for k, v in request.headers.items()]):
+            try:
+                header_length = request.headers.get(HEADER_LENGTH)
+                asked = read_request(*model, body, header_length, self._max_bytes // JSON_SHARE)
+                question = asked.question._replace(client=client)
+                content, json_length = write_answer(asked, self._service.infer(question, lambda: _waits(request)))
+            except Exception as error:
+                return _refused(self._service.failed(model[0], error, client))
         if json_length is None:
             return web.Response(body=content, content_type="application/json")
         headers = {HEADER_LENGTH: str(json_length)}
@@ -279,9 +232,7 @@ class HttpServer:
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
         assert self._metrics is not None
-        return web.Response(
-            body=generate_latest(self._metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+        return web.Response(body=generate_latest(self._metrics), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def _sign(request: web.Request, response: web.StreamResponse) -> None:

@@ -54,12 +54,20 @@ class Refusal(NamedTuple):
     text: str
 
 
-def refusal(error: Exception) -> Refusal:
-    """An error's code and text; what is none of the caller's making is logged here, and not told."""
+def refusal(error: Exception, **about: str) -> Refusal:
+    """An error's code and text; what is none of the caller's making is logged here, and not told.
+
+    Args:
+        error: Why there is no answer.
+        **about: Fields for the log, such as model and client.
+    """
     code = _CODES.get(type(error)) if isinstance(error, OfframpError) else None
     if code is None:
-        _log.error("request failed", exc_info=None if isinstance(error, OfframpError) else error)
+        about["code"] = grpc.StatusCode.INTERNAL.name
+        _log.error("request failed", exc_info=None if isinstance(error, OfframpError) else error, extra=about)
         return Refusal(grpc.StatusCode.INTERNAL, "the server could not run this request")
     # A name that a client invented may hold anything; a header or a JSON text holds no lone surrogates.
     text = str(error).encode("utf-8", "replace").decode()
-    return Refusal(code, text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+    found = Refusal(code, text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+    _log.info("request refused", extra={"code": code.name, "reason": found.text, **about})
+    return found

@@ -135,7 +135,7 @@ def write_answer(request: RestRequest, answer: Answer) -> tuple[bytes, int | Non
     body: dict[str, Any] = {
         "model_name": request.question.model,
         "model_version": answer.version,
-        "parameters": {"server_ms": answer.server_ms},
+        "parameters": {"server_ms": answer.server_ms, "queue_ms": answer.queue_ms},
         "outputs": outputs,
     }
     if request.call_id:

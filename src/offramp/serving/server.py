@@ -23,7 +23,7 @@ from offramp.runtime.tail import Tail
 from offramp.serving.access import Access
 from offramp.serving.health import Health
 from offramp.serving.refusal import Refusal, refusal
-from offramp.serving.service import MAX_ELEMENTS, Observer, Question, Service
+from offramp.serving.service import MAX_ELEMENTS, Observer, Question, RequestTracer, Service
 from offramp.serving.tls import ServerTls
 from offramp.serving.wire import DATATYPES, MAX_PORT, from_request, grpc_options, response_message
 
@@ -51,7 +51,8 @@ class GrpcServer:
         max_elements: See `Service`.
         tls: Its certificate; without one it speaks in the clear.
         access: Who may ask, and how often; health answers everybody.
-        observer: Told of every inference request: model, gRPC code, and the reply if there is one.
+        observer: Told of every inference request, such as `ServerMetrics`.
+        tracer: Follows every inference request, such as a `ServerTracer`.
 
     Attributes:
         service: What it says; another transport may say the same, see `HttpServer`.
@@ -77,13 +78,25 @@ class GrpcServer:
         tls: ServerTls | None = None,
         access: Access | None = None,
         observer: Observer | None = None,
+        tracer: RequestTracer | None = None,
     ) -> None:
         if not 0 <= port <= MAX_PORT:
             raise PortError(f"a port is 0 to {MAX_PORT}, not {port}")
         repository = Repository([served]) if isinstance(served, Tail) else served
-        self._batcher = Batcher(workers=workers, queue=queue, max_batch=max_batch, max_wait_ms=max_wait_ms)
+        self._batcher = Batcher(
+            workers=workers,
+            queue=queue,
+            max_batch=max_batch,
+            max_wait_ms=max_wait_ms,
+            observers=[watching for watching in (observer, tracer) if watching is not None],
+        )
         self.service = Service(
-            repository, self._batcher, limit=workers + queue, max_elements=max_elements, observer=observer
+            repository,
+            self._batcher,
+            limit=workers + queue,
+            max_elements=max_elements,
+            observer=observer,
+            tracer=tracer,
         )
         pool = futures.ThreadPoolExecutor(workers + queue + _SPARE, thread_name_prefix="offramp-grpc")
         # Without this option Linux lets two servers share a port, each getting some of the calls.
@@ -185,7 +198,7 @@ def answer(service: Service, access: Access | None, name: str, content: bytes, c
             access.check(_host(caller.peer()), cast("str | None", authorization))
         return method(service, _parsed(message, content), caller)
     except Exception as error:
-        return refusal(error)
+        return refusal(error, client=_host(caller.peer()))
 
 
 def _handlers(service: Service, access: Access | None) -> dict[str, grpc.RpcMethodHandler]:
@@ -249,20 +262,24 @@ def _repository_index(service: Service, request: Any, caller: Caller) -> Any:
 
 
 def _model_infer(service: Service, request: Any, caller: Caller) -> Any:
-    parameters = request.parameters
-    try:
-        question = Question(
-            model=request.model_name,
-            tensors=from_request(request),
-            version=request.model_version,
-            digest=parameters["digest"].string_param if "digest" in parameters else None,
-            final="final" in parameters and parameters["final"].bool_param,
-            outputs=tuple(output.name for output in request.outputs),
+    parameters, model = request.parameters, request.model_name
+    with service.traced(model, caller.invocation_metadata):
+        try:
+            question = Question(
+                model=model,
+                tensors=from_request(request),
+                version=request.model_version,
+                digest=parameters["digest"].string_param if "digest" in parameters else None,
+                final="final" in parameters and parameters["final"].bool_param,
+                outputs=tuple(output.name for output in request.outputs),
+                client=_host(caller.peer()) if service.logs_answers else "",
+            )
+            answer = service.infer(question, caller.is_active)
+        except Exception as error:
+            return service.failed(model, error, _host(caller.peer()))
+        return response_message(
+            model, answer.version, request.id, answer.tensors, answer.server_ms, answer.queue_ms
         )
-        answer = service.infer(question, caller.is_active)
-    except Exception as error:
-        return service.failed(request.model_name, error)
-    return response_message(request.model_name, answer.version, request.id, answer.tensors, answer.server_ms)
 
 
 #: The protocol's methods that we have; the others are UNIMPLEMENTED.

@@ -2,27 +2,77 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.bundle.manifest import TensorSpec
 from offramp.errors import ConfigError, InputError, ServerUnavailableError
-from offramp.runtime.batching import Batcher
+from offramp.runtime.batching import Batcher, BatchObserver
 from offramp.runtime.repository import Repository
 from offramp.runtime.tail import TailReply, TailRequest
 from offramp.serving.refusal import Refusal, refusal
 
-__all__ = ["MAX_ELEMENTS", "Answer", "IndexEntry", "ModelDescription", "Observer", "Question", "Service"]
+__all__ = [
+    "MAX_ELEMENTS",
+    "Answer",
+    "IndexEntry",
+    "ModelDescription",
+    "Observer",
+    "Question",
+    "RequestTracer",
+    "Served",
+    "Service",
+]
 
 #: What 64 MiB of float32 hold.
 MAX_ELEMENTS = 2**24
-#: Told of every inference request: model, gRPC code, and the reply if there is one.
-Observer = Callable[[str, str, TailReply | None], None]
+#: What a request is called whose model is not here: what clients invent would fill the memory.
+_UNKNOWN = "unknown"
+_UNTRACED = nullcontext()
+_log = logging.getLogger("offramp.server")
+
+
+class Served(NamedTuple):
+    """An inference request that has its answer or its refusal; bytes are those of the tensors."""
+
+    model: str
+    code: str
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    reply: TailReply | None = None
+
+
+class Observer(BatchObserver, Protocol):
+    """Told of every inference request, and of what happens to it on its way."""
+
+    def served(self, request: Served) -> None:
+        """A request has its answer or its refusal."""
+
+
+class RequestTracer(BatchObserver, Protocol):
+    """Follows requests through the server.
+
+    Attributes:
+        fields: The headers that say where a request's trace began, in small letters.
+    """
+
+    fields: frozenset[str]
+
+    def request(self, model: str, headers: Mapping[str, str]) -> AbstractContextManager[object]:
+        """Around a request, in its thread."""
+
+    def current(self) -> object | None:
+        """What a job of the request in this thread takes along; None if it is not to be followed."""
+
+    def ended(self, code: str, digest: str = "", reply: TailReply | None = None) -> None:
+        """The request in this thread has its answer or its refusal."""
 
 
 class ModelDescription(NamedTuple):
@@ -53,6 +103,7 @@ class Question(NamedTuple):
         digest: The edge's way; it goes first.
         final: Go to the last exit.
         outputs: The names of the tensors wanted, in their order; all if empty.
+        client: Where it comes from, for the log.
     """
 
     model: str
@@ -61,14 +112,16 @@ class Question(NamedTuple):
     digest: str | None = None
     final: bool = False
     outputs: tuple[str, ...] = ()
+    client: str = ""
 
 
 class Answer(NamedTuple):
-    """An inference response: the digest that answered, tensors by name, and the computing time."""
+    """An inference response: the digest that answered, tensors by name, computing time and time in the queue."""
 
     version: str
     tensors: Mapping[str, NDArray[np.generic]]
     server_ms: float
+    queue_ms: float = 0.0
 
 
 class Service:
@@ -80,6 +133,7 @@ class Service:
         limit: Requests that may be under way at the same time; transports hold no more than these in memory.
         max_elements: Elements of all tensors of a request together.
         observer: Told of every inference request.
+        tracer: Follows every inference request.
 
     Raises:
         ConfigError: A limit below one.
@@ -93,10 +147,12 @@ class Service:
         limit: int,
         max_elements: int = MAX_ELEMENTS,
         observer: Observer | None = None,
+        tracer: RequestTracer | None = None,
     ) -> None:
         if max_elements < 1:
             raise ConfigError(f"a request holds at least one element, not at most {max_elements}")
-        self._repository, self._batcher, self._observer = repository, batcher, observer
+        self._repository, self._batcher = repository, batcher
+        self._observer, self._tracer = observer, tracer
         self._max_elements = max_elements
         self.limit, self.draining = limit, False
 
@@ -104,6 +160,16 @@ class Service:
     def ready(self) -> bool:
         """Whether it takes requests: until it is drained."""
         return not self.draining
+
+    @property
+    def logs_answers(self) -> bool:
+        """Whether the log wants to know of requests that were answered."""
+        return _log.isEnabledFor(logging.DEBUG)
+
+    @property
+    def under_way(self) -> int:
+        """Inference requests that wait or compute."""
+        return self._batcher.under_way
 
     @property
     def name(self) -> str:
@@ -149,6 +215,22 @@ class Service:
             for digest in versions
         )
 
+    def traced(
+        self, model: str, headers: Callable[[], Iterable[tuple[str, str]]]
+    ) -> AbstractContextManager[object]:
+        """Around an inference request, in its thread, from reading it to having its answer or its refusal.
+
+        Args:
+            model: As the caller names it.
+            headers: Gives those of the request, names in small letters; asked only if somebody follows.
+        """
+        if self._tracer is None:
+            return _UNTRACED
+        fields = self._tracer.fields
+        return self._tracer.request(
+            self._known(model), {name: value for name, value in headers() if name in fields}
+        )
+
     def infer(self, question: Question, wanted: Callable[[], bool] = lambda: True) -> Answer:
         """Answers one request, perhaps together with others.
 
@@ -167,10 +249,11 @@ class Service:
         digest = question.digest or question.version or None
         tail = self._repository.find(question.model, digest)
         reply = self._batcher.infer(
-            tail, TailRequest(question.model, question.tensors, None, question.final), wanted
+            tail,
+            TailRequest(question.model, question.tensors, None, question.final),
+            wanted,
+            None if self._tracer is None else self._tracer.current(),
         )
-        if self._observer is not None:
-            self._observer(question.model, "OK", reply)
         assert reply.exits is not None  # a Tail always says
         assert reply.server_ms is not None
         tensors: dict[str, NDArray[np.generic]] = {"logits": reply.logits, "exit": reply.exits}
@@ -179,14 +262,17 @@ class Service:
             if unknown:
                 raise InputError(f"no output {', '.join(unknown)}; there are {', '.join(tensors)}")
             tensors = {name: tensors[name] for name in question.outputs}
-        return Answer(tail.bundle.digest, tensors, reply.server_ms)
+        self._answered(question, tensors, tail.bundle.digest, reply)
+        return Answer(tail.bundle.digest, tensors, reply.server_ms, reply.queue_ms or 0.0)
 
-    def failed(self, model: str, error: Exception) -> Refusal:
+    def failed(self, model: str, error: Exception, client: str = "") -> Refusal:
         """Counts and logs an inference request that has no answer; gives what its caller may know of it."""
-        found = refusal(error)
+        known = self._known(model)
+        found = refusal(error, model=known, client=client)
         if self._observer is not None:
-            # What clients invent would fill the memory.
-            self._observer(model if model in self._repository.models else "unknown", found.code.name, None)
+            self._observer.served(Served(known, found.code.name))
+        if self._tracer is not None:
+            self._tracer.ended(found.code.name)
         return found
 
     def drain(self, timeout_s: float = 30.0) -> bool:
@@ -200,3 +286,20 @@ class Service:
         while self._batcher.under_way and time.monotonic() < until:
             time.sleep(0.01)
         return not self._batcher.under_way
+
+    def _known(self, model: str) -> str:
+        return model if model in self._repository.models else _UNKNOWN
+
+    def _answered(
+        self, question: Question, tensors: Mapping[str, NDArray[np.generic]], digest: str, reply: TailReply
+    ) -> None:
+        """Tells observer, tracer and log."""
+        if self._observer is not None:
+            received, sent = (sum(t.nbytes for t in some.values()) for some in (question.tensors, tensors))
+            self._observer.served(Served(question.model, "OK", received, sent, reply))
+        if self._tracer is not None:
+            self._tracer.ended("OK", digest, reply)
+        if self.logs_answers:
+            times = {"server_ms": reply.server_ms, "queue_ms": reply.queue_ms, "batch": reply.batch}
+            about = {"model": question.model, "digest": digest, "code": "OK", "client": question.client}
+            _log.debug("request answered", extra={**about, **times})

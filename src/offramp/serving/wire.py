@@ -65,9 +65,14 @@ def request_message(
 
 
 def response_message(
-    model: str, version: str, call_id: str, tensors: Mapping[str, NDArray[np.generic]], server_ms: float
+    model: str,
+    version: str,
+    call_id: str,
+    tensors: Mapping[str, NDArray[np.generic]],
+    server_ms: float,
+    queue_ms: float = 0.0,
 ) -> Any:
-    """A ModelInferResponse with the server's computing time."""
+    """A ModelInferResponse with the server's computing time, and the time in its queue."""
     described, raw = _packed(tensors)
     message = pb.ModelInferResponse()
     message.CopyFrom(_response_head(model, version, described))
@@ -75,6 +80,8 @@ def response_message(
     if call_id:
         message.id = call_id
     message.parameters["server_ms"].double_param = server_ms
+    if queue_ms:
+        message.parameters["queue_ms"].double_param = queue_ms
     return message
 
 
