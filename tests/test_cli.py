@@ -382,7 +382,7 @@ def test_link_passes_on_with_a_delay(digits_bundle, images, served):
 def test_serve_s_usual_settings_are_the_library_s():
     import inspect
 
-    from offramp.cli.running import serve
+    from offramp.cli.serving import serve
     from offramp.runtime.batching import Batcher
     from offramp.serving.server import GrpcServer
 

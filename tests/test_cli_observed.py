@@ -18,7 +18,6 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_rpc
 from test_cli import assert_clear_error, lines, offramp
-from tiny_bundle import make_bundle, says, tiny  # noqa: F401
 
 
 class Collector(otlp_rpc.TraceServiceServicer):
@@ -94,7 +93,7 @@ class Process:
 
 
 @pytest.fixture
-def inputs(tmp_path, says):  # noqa: F811
+def inputs(tmp_path, says):
     np.save(tmp_path / "inputs.npy", np.stack([says({0: 0.6, 3: 0.9})] * 3))
     return tmp_path / "inputs.npy"
 
@@ -104,7 +103,7 @@ def scrape(url):
         return answer.read().decode()
 
 
-def test_two_processes_one_trace_two_ports_and_lines_of_json(tiny, inputs, collector):  # noqa: F811
+def test_two_processes_one_trace_two_ports_and_lines_of_json(tiny, inputs, collector):
     watched = ("--traces", "--log-format", "json", "--log-level", "debug")
     with Process("serve", tiny.path, "--grpc-port", 0, "--http-port", 0, *watched) as server:
         http = re.search(r"http://\S+", server.waits_for("/metrics"))[0]
@@ -138,7 +137,7 @@ def test_two_processes_one_trace_two_ports_and_lines_of_json(tiny, inputs, colle
     assert {line["trace_id"] for line in answered} == set(traces)
 
 
-def test_as_text_only_trouble_is_said_unless_asked(tiny, inputs):  # noqa: F811
+def test_as_text_only_trouble_is_said_unless_asked(tiny, inputs):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         command = ("run", tiny.path, inputs, "--server", f"127.0.0.1:{nobody.getsockname()[1]}")
@@ -154,7 +153,7 @@ def test_as_text_only_trouble_is_said_unless_asked(tiny, inputs):  # noqa: F811
     assert "3 inputs, 3 degraded" in told.stderr
 
 
-def test_a_metrics_port_in_use(tiny, inputs):  # noqa: F811
+def test_a_metrics_port_in_use(tiny, inputs):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = offramp("run", tiny.path, inputs, "--metrics-port", port)
@@ -162,7 +161,7 @@ def test_a_metrics_port_in_use(tiny, inputs):  # noqa: F811
     assert done.stdout == ""
 
 
-def test_options_that_cannot_be(tiny, inputs, monkeypatch):  # noqa: F811
+def test_options_that_cannot_be(tiny, inputs, monkeypatch):
     for option, wrong in (("--log-format", "xml"), ("--log-level", "loud"), ("--metrics-port", 70_000)):
         assert_clear_error(offramp("run", tiny.path, inputs, option, wrong), 2, option)
     assert_clear_error(offramp("run", tiny.path, inputs, "--metrics-port", 0, "--metrics-host", "192.0.2.1"), 1)

@@ -6,16 +6,18 @@ import itertools
 import json
 import random
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny_bundle import WIDTH
 
 from offramp.bundle.bundle import Bundle
+from offramp.observe.server_metrics import ServerMetrics
 from offramp.policy.registry import make_policy, parse_policy
 from offramp.runtime.edge import Edge
 from offramp.serving.channel import GrpcChannel
-from offramp.serving.http import HttpServer, Metrics
+from offramp.serving.http import HttpServer
 from offramp.serving.server import GrpcServer
 
 #: Bytes that a request may leave; one number that is kept takes more.
@@ -72,9 +74,12 @@ def grown(world):
 
 
 def test_requests_leave_no_memory(grown):
-    assert grown(3000, Metrics()) < 3000 * A_REQUEST
+    assert grown(3000, ServerMetrics()) < 3000 * A_REQUEST
 
 
 def test_what_a_request_leaves_is_found(grown):
     kept = []
-    assert grown(600, lambda *seen: kept.append(list(seen))) > 600 * A_REQUEST
+    assert (
+        grown(600, SimpleNamespace(served=lambda request: kept.append([request.code, *range(8)])))
+        > 600 * A_REQUEST
+    )

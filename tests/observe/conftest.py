@@ -2,7 +2,6 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
-from tiny_bundle import clock, make_bundle, says, tiny  # noqa: F401
 
 from offramp.connect import Edge
 from offramp.policy.base import Action, Policy
@@ -41,7 +40,7 @@ def scrape():
 
 
 @pytest.fixture
-def joined(tiny):  # noqa: F811
+def joined(tiny):
     """An edge and its server: `with joined(policy, server={…}, edge={…}) as (edge, server)`."""
 
     @contextmanager

@@ -22,7 +22,8 @@ from offramp.cli.messages import print_error
 from offramp.cli.modes import modes
 from offramp.cli.quantizing import quantize
 from offramp.cli.replaying import replay
-from offramp.cli.running import run, serve
+from offramp.cli.running import run
+from offramp.cli.serving import serve
 from offramp.cli.studies import reproduce
 from offramp.cli.tracing import trace
 from offramp.cli.training import demo, train

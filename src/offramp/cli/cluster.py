@@ -56,6 +56,9 @@ _OURS_ALONE = {
     "--tls-key": "Ray Serve's gRPC server takes no certificate; let what stands before it speak TLS",
     "--client-ca": "Ray Serve's gRPC server takes no certificate; let what stands before it speak TLS",
     "--rate": "every replica would count for itself; limit clients where they come in",
+    "--traces": "replicas send none; Ray has traces of its own",
+    "--log-format": "replicas log by Ray's own rules",
+    "--log-level": "replicas log by Ray's own rules",
 }
 
 

@@ -216,7 +216,7 @@ class Service:
         )
 
     def traced(
-        self, model: str, headers: Callable[[], Iterable[tuple[str, str]]]
+        self, model: str, headers: Callable[[], Iterable[tuple[str, str | bytes]]]
     ) -> AbstractContextManager[object]:
         """Around an inference request, in its thread, from reading it to having its answer or its refusal.
 
@@ -228,7 +228,8 @@ class Service:
             return _UNTRACED
         fields = self._tracer.fields
         return self._tracer.request(
-            self._known(model), {name: value for name, value in headers() if name in fields}
+            self._known(model),
+            {name: value for name, value in headers() if name in fields and isinstance(value, str)},
         )
 
     def infer(self, question: Question, wanted: Callable[[], bool] = lambda: True) -> Answer:
