@@ -88,7 +88,7 @@ def work(seeds, said, until):
 
 
 def outcome(world, schedule):
-    """What a schedule brought, counted, by how much the latest result came after its deadline, and what is wrong."""
+    """What a schedule brought, counted; by how much its latest result was late; what is wrong."""
     results, problems = trial(world, schedule)
     counts = Counter(f"fault {fault.kind}" for fault in schedule.faults)
     counts.update(result.status for result in results)
