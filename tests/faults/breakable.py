@@ -22,7 +22,7 @@ class Breakable:
         self._ready, self._stop = threading.Event(), asyncio.Event()
         self._writers, self._tasks, self._timers = set(), set(), []
         self._down, self._bps, self._left, self._open, self._changed = False, 0.0, None, None, None
-        self.connections = 0
+        self.connections = self._lost = 0
         self._thread = threading.Thread(
             target=self._loop.run_until_complete, args=(self._serve(),), name="breakable"
         )
@@ -68,8 +68,12 @@ class Breakable:
         """So many more bytes come back, then their connection is reset."""
         self._do(setattr, self, "_left", more)
 
+    def lose(self):
+        """The way of every connection is gone: nothing passes on them any more, and nobody is told."""
+        self._do(lambda: setattr(self, "_lost", self.connections))
+
     def mend(self):
-        """All is well again."""
+        """All is well again, but for connections that are lost."""
         self._do(self._mend)
 
     def _do(self, call, *arguments):
@@ -149,8 +153,11 @@ class Breakable:
             self._tasks.discard(task)
 
     async def _pass_on(self, source, target, *, back):
+        number = self.connections
         with contextlib.suppress(OSError):
             while data := await source.read(64 if self._bps else 65536):
+                if number <= self._lost:
+                    continue
                 await self._open.wait()
                 if self._bps:
                     with contextlib.suppress(asyncio.TimeoutError):

@@ -34,10 +34,10 @@ def main(argv=None):
     asked = parser.parse_args(argv)
     seeds = range(asked.seed, asked.seed + asked.schedules)
     begun = time.monotonic()
-    counts, done, wrong = Counter(), 0, 0
-    for seed, seen, problems in ran(seeds, asked.jobs, begun + 60 * asked.minutes):
+    counts, done, wrong, latest_ms = Counter(), 0, 0, 0.0
+    for seed, seen, late_ms, problems in ran(seeds, asked.jobs, begun + 60 * asked.minutes):
         counts.update(seen)
-        done += 1
+        done, latest_ms = done + 1, max(latest_ms, late_ms)
         if problems:
             wrong += 1
             print(f"{drawn(seed)}\n" + "".join(f"  {problem}\n" for problem in problems[:5]), end="")
@@ -49,12 +49,13 @@ def main(argv=None):
     for kind, count in sorted(counts.items()):
         if kind.startswith("fault "):
             print(f"  {count:7,} times {kind.removeprefix('fault ')}")
+    print(f"  {latest_ms:7,.0f} ms after its deadline: the latest of all results")
     print(f"{wrong} went wrong")
     return 1 if wrong or done < min(len(seeds), 1) else 0
 
 
 def ran(seeds, jobs, until):
-    """Of each schedule its seed, what was counted, and what was wrong, as they are done."""
+    """Of each schedule what `outcome` says, its seed first, as they are done."""
     context = multiprocessing.get_context("spawn")
     said = context.SimpleQueue()
     workers = [context.Process(target=work, args=(seeds[i::jobs], said, until)) for i in range(jobs)]
@@ -80,19 +81,20 @@ def work(seeds, said, until):
                 said.put((seed, *outcome(world, drawn(seed))))
                 faulthandler.cancel_dump_traceback_later()
     except BaseException as error:
-        said.put((seed, {}, [f"{type(error).__name__}: {error}"]))
+        said.put((seed, {}, 0.0, [f"{type(error).__name__}: {error}"]))
         raise
     finally:
         said.put(None)
 
 
 def outcome(world, schedule):
-    """What a schedule brought, counted, and what is wrong with it."""
+    """What a schedule brought, counted; by how much its latest result was late; what is wrong."""
     results, problems = trial(world, schedule)
     counts = Counter(f"fault {fault.kind}" for fault in schedule.faults)
     counts.update(result.status for result in results)
     counts["inputs"] = len(results)
-    return counts, problems
+    late_ms = max((r.latency_ms.total for r in results), default=0.0) - schedule.deadline_ms
+    return counts, late_ms, problems
 
 
 if __name__ == "__main__":

@@ -54,6 +54,16 @@ def test_a_fault(world, fault, policy, under_way):
         assert statuses["degraded"] > 0  # and that it is asked again once mended is the trial's own check
 
 
+@pytest.mark.parametrize("under_way", [1, 4])
+def test_a_connection_whose_way_is_gone_is_replaced(world, monkeypatch, under_way):
+    # Nobody resets it: left to the system, the edge would be alone for a quarter of an hour.
+    monkeypatch.setattr("offramp.serving.channel._SILENT_MS", 500)
+    schedule = Schedule(policy="server-only", under_way=under_way, faults=(Fault(50, "lose"),), **USUAL)
+    results, problems = trial(world, schedule)
+    assert problems == []
+    assert Counter(r.status for r in results)["degraded"] > 0
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_random_schedules(world, seed):
     """The first ten of `make soak`."""

@@ -92,6 +92,8 @@ def faults(world, proxy, schedule):
                 proxy.slow(fault.what, seconds)
             case "half":
                 proxy.half(fault.what)
+            case "lose":
+                proxy.lose()
             case "clock":
                 world.wall.jump += fault.what
             case "lie" | "odd" | "refuse":

@@ -41,6 +41,9 @@ _ERRORS: dict[grpc.StatusCode, type[OfframpError]] = {
     grpc.StatusCode.UNAUTHENTICATED: AccessError,
     grpc.StatusCode.PERMISSION_DENIED: AccessError,
 }
+#: A connection on which nothing comes back for so long is given up. Where its way is gone without a word (another
+#: network, a router that forgot it), the system would try for a quarter of an hour.
+_SILENT_MS = 20_000
 #: Inference changes nothing on the server, so a request whose connection broke, or that found none, may be sent
 #: once more; gRPC does it while the deadline allows. Late, refused and misunderstood requests are not repeated.
 _RETRIES = {
@@ -92,6 +95,9 @@ class GrpcChannel:
             # In spite of its name this is the time that one attempt to connect may take.
             ("grpc.min_reconnect_backoff_ms", 5000),
             ("grpc.max_reconnect_backoff_ms", 500),
+            ("grpc.keepalive_time_ms", _SILENT_MS),
+            ("grpc.keepalive_timeout_ms", _SILENT_MS),
+            ("grpc.http2.ping_timeout_ms", _SILENT_MS),
             # Connections are shared between channels otherwise, their backoff with them.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.service_config", json.dumps({"methodConfig": [_RETRIES]})),

@@ -101,6 +101,8 @@ class GrpcServer:
         pool = futures.ThreadPoolExecutor(workers + queue + _SPARE, thread_name_prefix="offramp-grpc")
         # Without this option Linux lets two servers share a port, each getting some of the calls.
         options = [*grpc_options(max_message_mb), ("grpc.so_reuseport", 0)]
+        # Whoever waits long for an answer may ask now and then whether the connection is alive.
+        options.append(("grpc.http2.min_recv_ping_interval_without_data_ms", 5000))
         self._server = grpc.server(pool, options=options)
         self._health = Health([SERVICE])
         methods = {SERVICE: _handlers(self.service, access), self._health.name: self._health.handlers()}
