@@ -182,7 +182,9 @@ def _handler(service: Service, method: _Method, message: Any, access: Access | N
                 access.check(_host(context.peer()), authorization)
             response = method(service, _parsed(message, content), context)
         except Exception as error:
-            response = refusal(error, client=_host(context.peer()))
+            client = _host(context.peer())
+            asked = method is _model_infer  # refused before anybody knew which model
+            response = service.failed("", error, client) if asked else refusal(error, client=client)
         if isinstance(response, Refusal):
             context.abort(response.code, response.text)
         return response
