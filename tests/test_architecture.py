@@ -350,6 +350,16 @@ def test_tuning_needs_neither_torch_nor_onnx(digits_bundle, tmp_path, arguments)
     assert "wrote" in said
 
 
+def test_a_run_that_nobody_watches_needs_nothing_for_it(digits_bundle, digit_images, tmp_path):
+    import numpy as np
+
+    np.save(tmp_path / "images.npy", digit_images[0][:2])
+    options = ("--log-format", "json", "--log-level", "info")
+    code, said = run_bare(COMMAND, "run", digits_bundle, tmp_path / "images.npy", *options)
+    assert code == 0, said
+    assert json.loads(said.splitlines()[-1])["ok"] == 2
+
+
 @pytest.mark.parametrize(
     "arguments", [("run", "--traces"), ("run", "--metrics-port", "0"), ("serve", "--grpc-port", "0", "--traces")]
 )

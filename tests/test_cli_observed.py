@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from concurrent import futures
 
@@ -71,13 +72,23 @@ class Process:
                 return line
         raise AssertionError(f"it ended: {self.errors}")
 
+    def has_logged(self, words):
+        """The first such line of the error output, as soon as it is there."""
+        end = time.monotonic() + 60
+        while not (found := [line for line in self.errors if words in line]):
+            assert time.monotonic() < end, self.errors
+            time.sleep(0.005)
+        return json.loads(found[0])
+
     def end(self, number=None):
         """Sends a signal, or ends its input, and waits; gives the exit code."""
         if number is None:
             self.process.stdin.close()
         else:
             self.process.send_signal(number)
-        return self.process.wait(60)
+        code = self.process.wait(60)
+        self._reader.join()
+        return code
 
     def __enter__(self):
         return self
@@ -113,8 +124,7 @@ def test_two_processes_one_trace_two_ports_and_lines_of_json(tiny, inputs, colle
             edge.process.stdin.write(f"{inputs}\n")
             edge.process.stdin.flush()
             results = [json.loads(edge.process.stdout.readline()) for _ in range(3)]
-            shown = json.loads(next(line for line in edge.errors if "/metrics" in line))
-            near, far = scrape(shown["url"]), scrape(http)  # while both run
+            near, far = scrape(edge.has_logged("/metrics")["url"]), scrape(http)  # while both run
             assert edge.end() == 0
         assert server.end(signal.SIGTERM) == 0
     assert [result["where"] for result in results] == ["server"] * 3

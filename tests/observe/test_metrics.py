@@ -1,8 +1,10 @@
 """Both sides' metrics, read as Prometheus reads them."""
 
+import contextlib
 import json
 import re
 import socket
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -10,12 +12,17 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from offramp.errors import PortError, ServerUnavailableError
+from offramp.errors import AccessError, PortError, ServerUnavailableError
 from offramp.observe.edge_metrics import EdgeMetrics
 from offramp.observe.server_metrics import ServerMetrics
 from offramp.runtime.edge import Edge
 from offramp.runtime.result import Latency, Result
+from offramp.runtime.stages import Stages
+from offramp.runtime.tail import Tail, TailRequest
+from offramp.serving.access import Access
+from offramp.serving.channel import GrpcChannel
 from offramp.serving.http import HttpServer
+from offramp.serving.server import GrpcServer
 
 DOCS = Path(__file__).parents[2] / "docs"
 DASHBOARD = DOCS / "grafana" / "offramp.json"
@@ -156,6 +163,29 @@ def test_labels_are_few_whatever_clients_invent(joined, script):
             server.service.failed(f"made-up-{i}", ServerUnavailableError("no"))
     found = [s for family in metrics.registry.collect() for s in family.samples if "requests_total" in s.name]
     assert [(s.labels, s.value) for s in found] == [({"model": "unknown", "code": "UNAVAILABLE"}, 50.0)]
+
+
+def test_who_is_not_let_in_is_counted(tiny):
+    metrics, access = ServerMetrics(), Access(["a" * 16])
+    with (
+        GrpcServer(Tail(Stages(tiny)), port=0, observer=metrics, access=access) as server,
+        HttpServer(server.service, port=0, access=access) as http,
+        contextlib.closing(GrpcChannel(f"127.0.0.1:{server.port}")) as channel,
+    ):
+        for ask in (
+            lambda: channel.infer(TailRequest("tiny", {"input": np.zeros((1, 8), np.float32)}), 10),
+            lambda: channel.check("tiny", ""),  # no inference, so not counted
+        ):
+            with pytest.raises(AccessError):
+                ask()
+        for path in ("/v2/models/tiny/infer", "/v2/repository/index"):
+            with pytest.raises(urllib.error.HTTPError, match="401") as found:
+                urllib.request.urlopen(f"http://127.0.0.1:{http.port}{path}", b"{}", timeout=10)
+            found.value.close()
+    found = [
+        s for family in metrics.registry.collect() for s in family.samples if s.name == "offramp_requests_total"
+    ]
+    assert [(s.labels, s.value) for s in found] == [({"model": "unknown", "code": "UNAUTHENTICATED"}, 2.0)]
 
 
 def test_the_port_is_free_again_afterwards(tiny, scrape):

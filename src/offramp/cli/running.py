@@ -156,9 +156,9 @@ def run(
             lines, counts = LineSink(file, first=len(done)), Counter[str]()
 
             def sink(name: str, result: Result) -> None:
-                lines(name, result)
-                count(result)
+                count(result)  # whoever sees the line finds it counted
                 counts[result.status] += 1
+                lines(name, result)
 
             board = find_board_energy()
             console = Console(stderr=True, quiet=log_format == "json")  # the summary is none

@@ -143,7 +143,9 @@ class HttpServer:
                 return _error(error.status, "no such path; this server speaks the Open Inference Protocol, /v2")
             return _error(error.status, error.reason, {k: v for k, v in error.headers.items() if k == "Allow"})
         except Exception as error:
-            return _refused(refusal(error, client=request.remote or ""))
+            client = request.remote or ""
+            asked = resource is not None and resource.canonical.endswith("/infer")
+            return _refused(self._service.failed("", error, client) if asked else refusal(error, client=client))
 
     async def _live(self, request: web.Request) -> web.Response:
         return _json({"live": True})

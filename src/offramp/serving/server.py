@@ -200,7 +200,9 @@ def answer(service: Service, access: Access | None, name: str, content: bytes, c
             access.check(_host(caller.peer()), cast("str | None", authorization))
         return method(service, _parsed(message, content), caller)
     except Exception as error:
-        return refusal(error, client=_host(caller.peer()))
+        client = _host(caller.peer())
+        asked = name == "ModelInfer"  # refused before anybody knew which model
+        return service.failed("", error, client) if asked else refusal(error, client=client)
 
 
 def _handlers(service: Service, access: Access | None) -> dict[str, grpc.RpcMethodHandler]:
