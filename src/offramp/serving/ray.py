@@ -167,7 +167,8 @@ def _ray_serve(port: int) -> Iterator[None]:
             )
         yield
     finally:
-        serve.shutdown()
+        with _told("Ray Serve does not end"):
+            serve.shutdown()
 
 
 def _controller() -> object:
