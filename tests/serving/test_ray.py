@@ -500,6 +500,13 @@ def test_more_replicas_than_processors(digits_bundle, home):
     assert "1000 replicas" in text
 
 
+def test_an_edge_copy(bundle, home, tmp_path):
+    bundle.edge_copy(tmp_path / "edge", 1)
+    code, text = refused(home, tmp_path / "edge")
+    assert code == 1
+    assert "1 of 3 stages" in text
+
+
 def test_replicas_that_cannot_start_say_why(digits_bundle, home):
     code, text = refused(home, digits_bundle, "--provider", "abacus")
     assert code == 1
