@@ -258,14 +258,14 @@ def test_inputs_that_fail_have_their_trace_and_their_log_line(tiny, script, says
 
     class Broken(Stages):
         def stage(self, index, tensors):
-            if index and self.broken:
+            if self.broken:
                 raise StageError("out of memory")
             return super().stage(index, tensors)
 
         broken = False
 
     stages, stream = Broken(tiny), io.StringIO()
-    edge = Edge(tiny, Away(), script((0,)), stages=stages, tracer=EdgeTracer(near.provider))
+    edge = Edge(tiny, Away(), script((-1,)), stages=stages, tracer=EdgeTracer(near.provider))
     stages.broken = True
     with log_to(stream, "json", "info"):
         results = list(edge.run([np.zeros(3, np.float32), says({})]))

@@ -198,7 +198,7 @@ class Edge:
         Raises:
             InputError: An input of wrong name, shape or dtype, or not finite.
             ActionError: The policy chose what this edge cannot do.
-            StageError: ONNX Runtime failed.
+            StageError: ONNX Runtime failed on the way to the split.
         """
         trip = self._begun(x, index)
         if trip.request is not None:
