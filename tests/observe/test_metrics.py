@@ -203,6 +203,12 @@ def test_the_port_is_free_again_afterwards(tiny, scrape):
         pass
 
 
+@pytest.mark.parametrize("host", ["..", "a" * 64 + ".example", "no such host", "1.2.3.4.5", "a\0b"])
+def test_an_address_that_is_none(tiny, host):
+    with pytest.raises(PortError, match="cannot show metrics"), EdgeMetrics(Edge(tiny), port=0, host=host):
+        pass
+
+
 def test_only_this_machine_is_told_unless_asked_otherwise(tiny):
     with EdgeMetrics(Edge(tiny), port=0) as metrics:
         # This machine as well, by another address.

@@ -16,7 +16,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_rpc
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
@@ -258,14 +258,14 @@ def test_inputs_that_fail_have_their_trace_and_their_log_line(tiny, script, says
 
     class Broken(Stages):
         def stage(self, index, tensors):
-            if index and self.broken:
+            if self.broken:
                 raise StageError("out of memory")
             return super().stage(index, tensors)
 
         broken = False
 
     stages, stream = Broken(tiny), io.StringIO()
-    edge = Edge(tiny, Away(), script((0,)), stages=stages, tracer=EdgeTracer(near.provider))
+    edge = Edge(tiny, Away(), script((-1,)), stages=stages, tracer=EdgeTracer(near.provider))
     stages.broken = True
     with log_to(stream, "json", "info"):
         results = list(edge.run([np.zeros(3, np.float32), says({})]))
@@ -338,6 +338,35 @@ def test_over_the_wire_a_malformed_traceparent_changes_no_answer(joined, script,
 
 
 # --- sampling, and nothing at all -----------------------------------------------------------------------
+
+
+class Failing(SpanProcessor):
+    """Somebody's own processor, which fails at every span, begun or ended."""
+
+    def __init__(self, at):
+        self._at = at
+
+    def on_start(self, span, parent_context=None):
+        assert self._at != "start"
+
+    def on_end(self, span):
+        assert self._at != "end"
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+@pytest.mark.parametrize("under_way", [1, 2])
+def test_a_processor_that_fails_changes_no_answer(joined, script, says, near, far, at, under_way, caplog):
+    near.provider.add_span_processor(Failing(at))
+    far.provider.add_span_processor(Failing(at))
+    with joined(
+        script((0,), (3,)),
+        server={"tracer": ServerTracer(far.provider)},
+        edge={"tracer": EdgeTracer(near.provider)},
+    ) as (edge, server):
+        results = list(edge.run([says({3: 0.9})] * 4, under_way=under_way))
+        assert server.service.under_way == 0
+    assert [(r.status, r.where, r.error) for r in results] == [("ok", "server", None), ("ok", "edge", None)] * 2
+    assert {record.name for record in caplog.records} == {"offramp.observe"}
 
 
 def test_what_the_edge_does_not_sample_the_server_does_not_either(joined, script, says, far):
@@ -459,6 +488,13 @@ def test_variables_that_cannot_be_are_our_error(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=r"OTEL|traces cannot be sent"), exporting("offramp-edge"):
         pass
+
+
+def test_a_variable_that_is_empty_is_none(monkeypatch, collector):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "")
+    with exporting("offramp-edge") as provider:
+        provider.get_tracer("t").start_span("s").end()
+    assert [span.name for _, span in collector.spans] == ["s"]
 
 
 def test_the_id_of_the_trace_under_way(near):

@@ -420,6 +420,33 @@ def test_a_failure_gives_its_worker_back(start):
     assert callers.batcher.infer(callers.tail, TailRequest("tiny", {"input": unsure(0)[None]})).batch == 1
 
 
+class Broken:
+    """An observer that fails at everything."""
+
+    def waited(self, job, since, until):
+        raise RuntimeError("no room for the times")
+
+    def ran(self, step):
+        raise RuntimeError("no room for the stages")
+
+
+def test_an_observer_that_fails_costs_nobody_an_answer_or_a_worker(start, alone, caplog):
+    stages, callers = start(held=[0], observers=[Broken()])
+    callers.ask(-1, unsure(0))
+    assert stages.inside.acquire(timeout=30)
+    callers.ask(0, unsure(1))  # joins the first, and is answered by its thread
+    callers.waiting(1)
+    stages.held.clear()
+    stages.let.release()
+    for number, (cut, reply) in enumerate(zip((-1, 0), callers.join(), strict=True)):
+        assert np.allclose(reply.logits, alone(cut, unsure(number)).logits, atol=1e-5)
+    assert callers.batcher.infer(callers.tail, TailRequest("tiny", {"input": unsure(0)[None]})).batch == 1
+    assert {str(record.exc_info[1]) for record in caplog.records} == {
+        "no room for the times",
+        "no room for the stages",
+    }
+
+
 @pytest.mark.parametrize(
     "bad", [{"workers": 0}, {"queue": -1}, {"max_batch": 0}, {"max_wait_ms": -1}, {"max_wait_ms": float("nan")}]
 )

@@ -665,6 +665,48 @@ def test_a_fall_back_that_goes_on_is_paid_for_and_seen(make_edge, says):
     assert told.failed
 
 
+class Breaking(Stages):
+    """Sessions of which some fail from now on."""
+
+    broken = ()
+
+    def stage(self, index, tensors):
+        if f"stage {index}" in self.broken:
+            raise StageError(f"stage {index}: out of memory")
+        return super().stage(index, tensors)
+
+    def exit(self, index, tensors):
+        if f"exit {index}" in self.broken:
+            raise StageError(f"exit {index}: out of memory")
+        return super().exit(index, tensors)
+
+
+@pytest.mark.parametrize("under_way", [1, 2])
+@pytest.mark.parametrize(
+    ("action", "broken", "exit_index"),
+    [
+        (Action(0, (0,)), ["stage 1"], 0),  # it has answered, unsure
+        (Action(0), ["stage 1"], 0),  # it was passed
+        (Action(0, (0,)), ["stage 3", "exit 2"], 0),
+        (Action(0), ["stage 3"], 2),
+        (Action(0), ["stage 1", "exit 0"], None),
+        (Action(-1), ["stage 0"], None),
+    ],
+)
+def test_a_stage_that_fails_on_the_way_on_leaves_the_exit_passed_before(
+    make_edge, tiny, says, action, broken, exit_index, under_way
+):
+    policy, stages = Script(action), Breaking(tiny)
+    edge = make_edge(raising(ServerUnavailableError("gone")), policy, stages=stages)
+    stages.broken = broken
+    (result,) = edge.run([says(UNSURE)], under_way=under_way)
+    assert (result.status, result.exit) == ("failed" if exit_index is None else "degraded", exit_index)
+    assert result.error == "; and here: ".join(["gone", *(f"{what}: out of memory" for what in broken)])
+    assert (result.payload_bytes, result.action) == (32, action)  # it was sent all the same
+    (told,) = policy.seen
+    assert (told.exit, told.failed, told.cost) == (exit_index, True, result.cost)
+
+
 def test_given_costs_are_used(make_edge, tail, says):
     cost = CostModel.in_layers((1, 2, 3, 4), gamma=2.0, offload=7.0)
     assert make_edge(tail, FixedSplit(0), cost=cost).infer(says(UNSURE)).cost == 2.0 + 7.0

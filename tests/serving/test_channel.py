@@ -124,6 +124,9 @@ LOGITS = np.array([[1.0, 2.0]], np.float32)
         ("edge-server.local:65535", ("edge-server.local", 65535)),
         ("[::1]:8001", ("::1", 8001)),
         (" host:80 ", ("host", 80)),
+        ("my_server:80", ("my_server", 80)),
+        ("[fe80::1%eth0]:80", ("fe80::1%eth0", 80)),
+        ("host.:80", ("host.", 80)),
     ],
 )
 def test_addresses(address, parsed):
@@ -144,6 +147,10 @@ def test_addresses(address, parsed):
         "host:1.5",
         "http://host:80",
         "a/b:80",
+        "..:80",
+        "edge..example:80",
+        f"{'a' * 64}:80",
+        "a\0b:80",
     ],
 )
 def test_what_is_no_address(address):

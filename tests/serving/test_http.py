@@ -1,4 +1,5 @@
 import json
+import re
 import socket
 import urllib.error
 import urllib.request
@@ -115,9 +116,10 @@ def test_a_port_in_use(http):
         HttpServer(server.service, port=70000)
 
 
-def test_a_host_that_is_not_here(http):
-    with pytest.raises(PortError, match=r"192\.0\.2\.1"):
-        HttpServer(http[0].service, host="192.0.2.1", port=0)
+@pytest.mark.parametrize("host", ["192.0.2.1", ".."])
+def test_a_host_that_is_not_here(http, host):
+    with pytest.raises(PortError, match=re.escape(f"{host}:0")):
+        HttpServer(http[0].service, host=host, port=0)
 
 
 def test_over_ipv6(tail):

@@ -73,9 +73,10 @@ class EdgeMetrics:
             raise PortError(f"a port is 0 to {_MAX_PORT}, not {self.port}")
         try:
             self._listener, self._thread = start_http_server(self.port, self._host, self.registry)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name that can be no host's is a ValueError
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
             raise PortError(
-                f"cannot show metrics on {self._host}:{self.port}: {error.strerror or error}; choose another port"
+                f"cannot show metrics on {self._host}:{self.port}: {reason}; choose another port"
             ) from error
         self.port = self._listener.server_port
         return self

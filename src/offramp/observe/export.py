@@ -38,7 +38,7 @@ def exporting(service: str) -> Iterator[TracerProvider]:
         ConfigError: The variables ask for another protocol, or for what cannot be.
     """
     for name in _PROTOCOLS:
-        if os.environ.get(name, "grpc") != "grpc":
+        if os.environ.get(name, "") not in ("", "grpc"):  # an empty one says nothing, by the specification
             raise ConfigError(
                 f"{name} is {os.environ[name]!r}, and traces are sent over grpc: leave it out, and let "
                 "OTEL_EXPORTER_OTLP_ENDPOINT name the collector's gRPC port, such as http://127.0.0.1:4317"

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 from offramp.errors import ConfigError, DeadlineError, ServerBusyError
 from offramp.runtime.passage import Batch, Job
 from offramp.runtime.tail import Tail, TailReply, TailRequest
+from offramp.runtime.telling import tell
 
 __all__ = ["MAX_BATCH", "MAX_WAIT_MS", "BatchObserver", "Batcher", "Step"]
 
@@ -160,7 +161,7 @@ class Batcher:
             return 0.0
         waiting.answered.acquire()
         for observer in self._observers:
-            observer.waited(job, waiting.since, waiting.until)
+            tell(observer.waited, job, waiting.since, waiting.until)
         return waiting.until - waiting.since
 
     def _work(self) -> None:
@@ -211,7 +212,7 @@ class Batcher:
         if step is not None:
             step = step._replace(until=self._clock())
             for observer in self._observers:
-                observer.ran(step)
+                tell(observer.ran, step)
         for job in done:
             job.on_done()
 

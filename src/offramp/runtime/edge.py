@@ -25,6 +25,7 @@ from offramp.runtime.reply import read_reply
 from offramp.runtime.result import Latency, Result, Status, Where
 from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Channel, TailRequest, tail_name
+from offramp.runtime.telling import tell
 from offramp.runtime.trip import Trip, TripTracer
 
 __all__ = ["Edge"]
@@ -197,7 +198,7 @@ class Edge:
         Raises:
             InputError: An input of wrong name, shape or dtype, or not finite.
             ActionError: The policy chose what this edge cannot do.
-            StageError: ONNX Runtime failed.
+            StageError: ONNX Runtime failed on the way to the split.
         """
         trip = self._begun(x, index)
         if trip.request is not None:
@@ -266,7 +267,7 @@ class Edge:
 
     def _told(self, trip: Trip | None, result: Result) -> Result:
         """A result, once its trace has ended and the log has what went wrong."""
-        trace_id = None if self._tracer is None else self._tracer.answered(trip, result)
+        trace_id = None if self._tracer is None else tell(self._tracer.answered, trip, result)
         if result.status != "ok":
             about = {"index": result.index, "reason": result.error, "trace_id": trace_id}
             _log.info("%s", result.status, extra=about)
@@ -317,7 +318,7 @@ class Edge:
         self.breaker.begun()
         trip.sent_cut, trip.payload_bytes = trip.stage, sum(t.nbytes for t in tensors.values())
         if self._tracer is not None:
-            trip.request = trip.request._replace(headers=self._tracer.sends(trip))
+            trip.request = trip.request._replace(headers=tell(self._tracer.sends, trip) or ())
 
     def _server_answer(self, trip: Trip) -> int | None:
         """The exit that answered on the server, or None with the trip's error set."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from offramp.bundle.feed import by_name
 from offramp.bundle.manifest import TensorSpec
 from offramp.bundle.preprocessing import preprocess
-from offramp.errors import InputError
+from offramp.errors import InputError, StageError
 from offramp.policy.base import Action
 from offramp.runtime.conditions import Conditions
 from offramp.runtime.gate import Belief, Gate
@@ -98,12 +98,11 @@ class Head:
     def fall_back(self, trip: Trip, left_ms: Callable[[], float]) -> int | None:
         """Goes on through the stages held while time allows; gives the deepest exit reached.
 
+        A stage that fails ends the way, and the trip's error says so too; an exit passed before still answers.
+
         Args:
             trip: Where the input has come to.
             left_ms: What is left of its deadline now.
-
-        Raises:
-            StageError: ONNX Runtime failed.
         """
         while trip.stage + 1 < self._held:
             following, left = trip.stage + 1, left_ms()
@@ -112,12 +111,21 @@ class Head:
                 if left > 0 and not trip.beliefs and trip.kept is None:
                     self._conditions.gave_up(following)
                 break
-            self._step(trip)
-        if self._last in trip.beliefs:
-            return self._last
-        if trip.kept is not None and trip.kept[0] not in trip.beliefs:
-            self._evaluate(trip, *trip.kept)
+            if not self._tried(trip, lambda: self._step(trip)):
+                break
+        kept = trip.kept
+        if self._last not in trip.beliefs and kept is not None and kept[0] not in trip.beliefs:
+            self._tried(trip, lambda: self._evaluate(trip, *kept))
         return max(trip.beliefs, default=None)
+
+    def _tried(self, trip: Trip, run: Callable[[], object]) -> bool:
+        """Whether something could be run; if not, the trip's error has the reason."""
+        try:
+            run()
+        except StageError as error:
+            trip.error = f"{trip.error}; and here: {error}"
+            return False
+        return True
 
     def _step(self, trip: Trip) -> None:
         trip.tensors, spent = self._stages.stage(trip.stage + 1, trip.tensors)

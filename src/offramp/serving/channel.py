@@ -65,9 +65,19 @@ def parse_address(address: str) -> tuple[str, int]:
         AddressError: Anything else.
     """
     host, colon, port = address.strip().rpartition(":")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) <= MAX_PORT or "/" in host:
+    known = host and "/" not in host and _may_be_a_host(host)
+    if not colon or not known or not port.isdecimal() or not 0 < int(port) <= MAX_PORT:
         raise AddressError(f"a server's address is HOST:PORT, such as 127.0.0.1:8001, not {address!r}")
     return host.strip("[]"), int(port)
+
+
+def _may_be_a_host(name: str) -> bool:
+    """Whether it can be looked up; sockets raise no OSError where it cannot."""
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        return False
+    return name.isprintable()
 
 
 class GrpcChannel:

@@ -78,10 +78,9 @@ class HttpServer:
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             listener = socket.create_server((host, port), family=family)
-        except OSError as error:
-            raise PortError(
-                f"cannot listen on {host}:{port}: {error.strerror or error}; choose another one"
-            ) from error
+        except (OSError, ValueError) as error:  # a name that can be no host's is a ValueError
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise PortError(f"cannot listen on {host}:{port}: {reason}; choose another one") from error
         self.port = int(listener.getsockname()[1])
         self._pool = ThreadPoolExecutor(service.limit, thread_name_prefix="offramp-http")
         self._loop = asyncio.new_event_loop()
