@@ -1,9 +1,9 @@
 """Resident memory of a server and an edge over many requests: it has to stay within 5 %.
 
 Both are processes over loopback. Several edges of one process ask at every cut, in several modes, one by one and
-with four inputs under way, some with policies that learn, whose state is written; one request in twenty is REST.
-The first tenth of the requests warms up; the most that either process takes after it is compared with what it
-takes then. Exits with 1 if that is more than 5 %.
+with four inputs under way, some with policies that learn, whose state is written; for every 200 inputs ten
+requests more are REST. The first tenth of the requests warms up; the most that either process takes after it is
+compared with what it takes then. Exits with 1 if that is more than 5 %.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ USUAL = {
     "measured": False,
     "slowdown": 1,
     "pace_ms": 2,
-    "for_ms": 250,
+    "for_ms": 350,
     "failures": 3,
     "reset_ms": 50,
 }

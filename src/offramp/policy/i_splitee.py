@@ -83,9 +83,10 @@ class ISplitEE(SplitLearner):
         k = self._played(action)
         seen, arms, gates = observation.confidences, self.arms, self._gates
         own = self._reward(k, observation)
-        failed, unsure = observation.failed, seen.get(arms[k], -math.inf) < gates[k][0]
+        failed = observation.failed
         final = self._final_or_estimate(k, action, observation) if k and not failed else None
         # The server failed the input, not the arm: whoever would have offloaded it would have fared alike.
+        unsure = arms[k] < 0 or seen.get(arms[k], -math.inf) < gates[k][0]
         lost = own if failed and unsure else None
         values: list[float | None] = []
         if k and arms[0] < 0:  # the input has no exit that could be sure

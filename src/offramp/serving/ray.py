@@ -28,6 +28,7 @@ from offramp.serving.access import Access
 from offramp.serving.channel import parse_address
 from offramp.serving.replica import APPLICATION, Replica, ReplicaSettings, deployment_options
 from offramp.serving.server import METHODS, SERVICE
+from offramp.serving.triton import check_whole
 
 __all__ = ["RayServer", "add_servicer"]
 
@@ -56,7 +57,7 @@ class RayServer:
         models: What is served, by the wire's names.
 
     Raises:
-        BundleError: A bundle that cannot be read.
+        BundleError, ExportError: A bundle that cannot be read, or is an edge copy.
         AddressError: An address that is none.
         ConfigError: More replicas than this machine has processors for.
         ServerUnavailableError: There is no such cluster, it serves something else, or the replicas do not start.
@@ -96,7 +97,7 @@ class RayServer:
         """Replaces one replica after the other by one that has read the bundles as they are now.
 
         Raises:
-            BundleError: A bundle that cannot be read; everything stays as it was.
+            BundleError, ExportError: As above; everything stays as it was.
             ServerUnavailableError: The replicas do not start, or the cluster does not answer.
         """
         self._digests = self._read()
@@ -118,6 +119,8 @@ class RayServer:
     def _read(self) -> list[str]:
         folders = [folder for path in self._settings.bundles for folder in bundle_folders(Path(path))]
         bundles = [Bundle.load(folder) for folder in dict.fromkeys(folders)]
+        for bundle in bundles:
+            check_whole(bundle)  # here, since a rolling update that fails costs replicas
         self.models = tuple(
             dict.fromkeys(model.name for bundle in bundles for model in tail_models(bundle.manifest))
         )
@@ -167,7 +170,8 @@ def _ray_serve(port: int) -> Iterator[None]:
             )
         yield
     finally:
-        serve.shutdown()
+        with _told("Ray Serve does not end"):
+            serve.shutdown()
 
 
 def _controller() -> object:
