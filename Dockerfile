@@ -11,7 +11,9 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
     && python -m venv --without-pip /opt/offramp
 
 FROM build AS edge-packages
-RUN pip --python /opt/offramp/bin/python install --no-cache-dir -c constraints.txt /wheels/*.whl
+# Metrics and traces of an edge: --build-arg EXTRAS=[observe]
+ARG EXTRAS=
+RUN pip --python /opt/offramp/bin/python install --no-cache-dir -c constraints.txt "$(echo /wheels/*.whl)$EXTRAS"
 
 FROM build AS server-packages
 RUN pip --python /opt/offramp/bin/python install --no-cache-dir -c constraints.txt "$(echo /wheels/*.whl)[serve,observe]"

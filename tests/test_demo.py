@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -97,5 +98,21 @@ def test_a_short_demo_writes_everything(tmp_path, monkeypatch):
     assert {row["inputs"] for row in written["rows"]} == {12}
     assert all(row["degraded_share"] == 0 for row in written["rows"])
     assert len(written["choices"]) == 12
-    assert (out / "report.html").read_text().count("<svg") == 4
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") == 4
+    for table in re.findall("<table>.*?</table>", page, re.DOTALL):
+        heads, *lines = [len(re.findall("<t[hd][ >]", line)) for line in table.split("<tr>")[1:]]
+        assert set(lines) == {heads}
     assert "What sparsity saved" in said.getvalue()
+
+
+@pytest.mark.parametrize(("sparse_s", "words"), [(2.0, "2.0x faster training"), (8.0, "2.0x slower training")])
+def test_slower_training_is_called_so(sparse_s, words):
+    from offramp.demo import _saving
+
+    networks = {
+        kind: {"weights": 4, "macs": 4, "train_s": seconds}
+        for kind, seconds in (("sparse", sparse_s), ("dense", 4.0), ("narrow", 1.0))
+    }
+    assert words in _saving(networks)
+    assert _saving(networks).endswith("narrow trains fastest")

@@ -44,11 +44,19 @@ def test_there_are_examples():
     assert {"README-0", "sparsity-0"} <= set(BLOCKS)
 
 
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_between_pages_lead_somewhere():
     for page in [*PAGES, *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+                found = page.parent / target if target else page
+                assert found.exists(), f"{page.name} links to {target}"
+                assert not anchor or anchor in anchors(found), f"{page.name} links to {target}#{anchor}"
 
 
 @pytest.mark.parametrize(("model", "name"), [(Manifest, "manifest"), (Tuning, "tuning")])

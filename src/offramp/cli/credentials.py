@@ -30,7 +30,7 @@ __all__ = [
     "server_tls",
 ]
 
-_TOKEN_HELP = "one per line; without it OFFRAMP_TOKEN in the environment."
+_TOKEN_HELP = "without it OFFRAMP_TOKEN in the environment."
 TlsCertOption = Annotated[Path | None, typer.Option(metavar="FILE", help="TLS: the server's certificate, PEM.")]
 TlsKeyOption = Annotated[Path | None, typer.Option(metavar="FILE", help="TLS: its private key, PEM.")]
 ClientCaOption = Annotated[
@@ -38,7 +38,8 @@ ClientCaOption = Annotated[
     typer.Option(metavar="FILE", help="Mutual TLS: only clients whose certificate this one signed, PEM."),
 ]
 TokenFileOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help=f"Only clients that show one of these tokens, {_TOKEN_HELP}")
+    Path | None,
+    typer.Option(metavar="FILE", help=f"Only clients that show one of these tokens, one per line; {_TOKEN_HELP}"),
 ]
 RateOption = Annotated[
     float | None,
@@ -54,7 +55,7 @@ CertOption = Annotated[
 KeyOption = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Mutual TLS: its private key, PEM.")]
 EdgeTokenOption = Annotated[
     Path | None,
-    typer.Option("--token-file", metavar="FILE", help=f"The token to show the server, {_TOKEN_HELP}"),
+    typer.Option("--token-file", metavar="FILE", help=f"A file with the token to show the server; {_TOKEN_HELP}"),
 ]
 
 

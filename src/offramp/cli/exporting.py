@@ -91,7 +91,8 @@ def _edge_copy(whole: Bundle, edge: Path, stages: str | None) -> None:
 
     first, dots, last = (stages or "").partition("..")
     if first != "0" or not dots or not last.isdecimal():
-        raise ConfigError(f"--edge needs --stages 0..K, such as 0..1, not {stages!r}")
+        came = "" if stages is None else f", not {stages!r}"
+        raise ConfigError(f"--edge needs --stages 0..K, such as 0..1{came}")
     copy = whole.edge_copy(edge, int(last) + 1)
     typer.echo(
         f"{edge}: stages {stages}, {bytes_text(copy.stored_bytes())} of {bytes_text(whole.stored_bytes())}, "

@@ -45,18 +45,20 @@ LogFormatOption = Annotated[Style, typer.Option(help="How log lines on the error
 LogLevelOption = Annotated[
     Level,
     typer.Option(
-        help="Which: `warning` is trouble, `info` also what the process does and what was refused or degraded, "
-        "`debug` every request."
+        help="Which lines: `warning` is trouble, `info` also what the process does and what was refused or "
+        "degraded, `debug` every request."
     ),
 ]
 MetricsPortOption = Annotated[
     int | None,
     typer.Option(
-        min=0, max=65535, help="Prometheus metrics while it runs; 0 takes a free port, none if left out."
+        min=0,
+        max=65535,
+        help="The port of Prometheus metrics while it runs; 0 takes a free one, none if left out.",
     ),
 ]
 MetricsHostOption = Annotated[
-    str, typer.Option(help="The address that shows them; whoever reaches it can read them.")
+    str, typer.Option(help="The address that shows the metrics; whoever reaches it can read them.")
 ]
 
 

@@ -62,9 +62,19 @@ def run(
         ),
     ] = "cascade",
     alpha: Annotated[
-        float | None, typer.Option(min=0, max=1, help="The gates' threshold; the bundle's own if left out.")
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="The confidence from which an exit answers; the bundle's own thresholds if left out.",
+        ),
     ] = None,
-    deadline_ms: Annotated[float, typer.Option(help="Milliseconds that one input may take.")] = 1000.0,
+    deadline_ms: Annotated[
+        float,
+        typer.Option(
+            help="Milliseconds that one input may take; if the server takes longer, the edge answers alone."
+        ),
+    ] = 1000.0,
     link_rate: Annotated[
         str | None,
         typer.Option(

@@ -43,11 +43,17 @@ def serve(
     bundles: Annotated[
         list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles' directories, or folders that hold bundles.")
     ],
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8001,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on: this machine only, or 0.0.0.0 for every one.")
+    ] = "127.0.0.1",
+    grpc_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Inference over gRPC; 0 takes a free port.")
+    ] = 8001,
     http_port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="The same as REST, and Prometheus metrics; none if left out."),
+        typer.Option(
+            min=0, max=65535, help="The same as REST, health checks and Prometheus metrics; none if left out."
+        ),
     ] = None,
     provider: Annotated[str, typer.Option(help="Where to compute: `cpu` or `cuda`.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads per batch.")] = 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from offramp.report.pictures import accuracy_against_cost, choices_over_time, exit_shares, latency_parts
@@ -30,7 +30,11 @@ def report_page(
         settings: What was run and how; see the template.
     """
     environment = Environment(
-        loader=PackageLoader("offramp", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("offramp", "report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,  # a name that nobody gives would leave columns without heads
     )
     environment.filters["bytes"] = bytes_text
     environment.filters["count"] = count_text

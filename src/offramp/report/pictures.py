@@ -32,6 +32,9 @@ def accuracy_against_cost(rows: Sequence[Row]) -> str:
         offset = (0, 9) if i % 2 == 0 else (0, -16)  # neighbours' names stand above and below in turn
         axes.annotate(row.name, (row.cost, accuracy), offset, textcoords="offset points", fontsize=8, ha="center")
     axes.margins(0.14, 0.25)
+    low, high = axes.dataLim.intervaly
+    if high - low < 1:  # rows that are equal would get an axis of 14 points around them, to beyond 100 %
+        axes.set_ylim((low + high) / 2 - 1, (low + high) / 2 + 1)
     axes.set_xlabel("mean cost per input, in γ·layers + o per offload (I-SplitEE's units)")
     axes.set_ylabel("accuracy in %")
     return svg(figure)

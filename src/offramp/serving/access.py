@@ -99,7 +99,9 @@ class Access:
             ServerBusyError: The client asks too often.
         """
         if self._hashes and not self._valid(authorization or ""):
-            raise AccessError("this server wants a valid token: `authorization: Bearer TOKEN`")
+            raise AccessError(
+                "this server wants a valid token: `authorization: Bearer TOKEN`, or offramp run --token-file"
+            )
         if self._rate is not None and not self._allowed(_group(client), self._rate):
             raise ServerBusyError(f"too many requests from this client; at most {self._rate:g} a second")
 

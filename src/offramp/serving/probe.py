@@ -40,14 +40,15 @@ def probe(host: str, port: int, credentials: Credentials, timeout_s: float) -> N
                     head = b""
                 if not head:  # with TLS 1.3 a client is turned away after the handshake
                     raise AccessError(
-                        f"{address} ended the connection over TLS: it wants another certificate of the edge"
+                        f"{address} ended the connection over TLS: it wants another certificate of the edge "
+                        "(`--cert` and `--key`)"
                     )
     if head and (len(head) < 4 or head[3] != _SETTINGS):
         raise ProtocolError(
             f"{address} answers, but not with gRPC; is it the gRPC port of an Open Inference Protocol server?"
         )
     if not head and context is None and _speaks_tls(host, port, timeout_s):
-        raise ProtocolError(f"{address} wants TLS; give `ca`, who must have signed its certificate")
+        raise ProtocolError(f"{address} wants TLS; give `ca` (`--ca`), who must have signed its certificate")
 
 
 @contextlib.contextmanager
