@@ -35,6 +35,7 @@ KNOWN = {
                     "readinessProbe": {"tcpSocket": {"port": int}},
                 }
             ],
+            "terminationGracePeriodSeconds": int,
         }
     },
 }
@@ -86,11 +87,18 @@ def test_triton(bundle, knative, port):
 def test_our_own_server(bundle):
     predictor = inference_service(bundle, storage_uri=URI, image="registry.example/offramp:1")["spec"]["predictor"]
     (container,) = predictor["containers"]
-    assert set(predictor) == {"containers"}
+    assert set(predictor) == {"containers", "terminationGracePeriodSeconds"}
+    assert predictor["terminationGracePeriodSeconds"] > 30, "serve answers what is under way for up to 30 seconds"
     assert container["name"] == "kserve-container"
     assert container["env"] == [{"name": "STORAGE_URI", "value": URI}]
     assert [port["containerPort"] for port in container["ports"]] == [8001]
     assert container["readinessProbe"]["tcpSocket"]["port"] == 8001
+
+
+def test_knative_takes_no_grace_period(bundle):
+    image = "registry.example/offramp:1"
+    predictor = inference_service(bundle, storage_uri=URI, image=image, knative=True)["spec"]["predictor"]
+    assert set(predictor) == {"containers"}
 
 
 def test_its_command_line_is_one_that_serve_takes(bundle):

@@ -19,6 +19,8 @@ _TRITON_PORT, _OUR_PORT = 9000, 8001
 #: KServe's usual Triton, 23.05, has an ONNX Runtime that is too old for what torch exports today.
 _TRITON = "26.05-py3"
 _MODELS = "/mnt/models"
+#: Seconds from SIGTERM to the end; Kubernetes' usual 30 are what `offramp serve` itself may take for the rest.
+_GRACE_S = 40
 _MAX_NAME = 48
 
 
@@ -98,6 +100,8 @@ def inference_service(
             "readinessProbe": {"tcpSocket": {"port": port}},
         }
         predictor = {"containers": [container]}
+        if not knative:  # which takes no such field
+            predictor["terminationGracePeriodSeconds"] = _GRACE_S
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
