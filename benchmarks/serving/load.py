@@ -43,9 +43,8 @@ class Orders:
         models: Which of its models are asked, each as often as the others, at random.
         clients: Connections, each with one request under way at most.
         seconds: How long.
-        rate: Requests a second of all clients together; 0 is as many as are answered.
-        steady: Whether each client then keeps a pace of its own, as a camera does; otherwise requests are due at
-            times drawn from a Poisson process, and whichever client is free sends them.
+        rate: Requests a second of all clients together, each of which then keeps a pace of its own, as a camera
+            does; 0 is as many as are answered.
         final: Whether every request goes to the last exit.
         seed: Of the draws.
     """
@@ -56,7 +55,6 @@ class Orders:
     clients: int
     seconds: float
     rate: float = 0.0
-    steady: bool = False
     final: bool = False
     seed: int = 0
 
@@ -119,8 +117,6 @@ class _Clients:
                 self._requests.append((message.SerializeToString(), expected[k]))
         #: Of every request: which one, the answer's bytes or a code, milliseconds.
         self._answers: list[tuple[int, bytes | str, float]] = []
-        self._shared = self._poisson()
-        self._lock = threading.Lock()
         self._start = 0.0
 
     def run(self) -> Load:
@@ -141,32 +137,18 @@ class _Clients:
             channel.close()
         return self._checked(took, cpu_s)
 
-    def _poisson(self) -> Iterator[float]:
-        orders, draw = self._orders, random.Random(self._orders.seed)
-        due = draw.expovariate(orders.rate) if orders.rate else orders.seconds
-        while due < orders.seconds:
-            yield due
-            due += draw.expovariate(orders.rate)
-
     def _due(self, client: int) -> Iterator[float]:
         """Seconds after the start at which a client's requests are due."""
         orders = self._orders
         if not orders.rate:
             while (now := time.perf_counter() - self._start) < orders.seconds:
                 yield max(now, 0.0)
-        elif orders.steady:
+        else:
             pace = orders.clients / orders.rate
             due = random.Random(client).random() * pace
             while due < orders.seconds:
                 yield due
                 due += pace
-        else:
-            while True:
-                with self._lock:
-                    shared = next(self._shared, None)
-                if shared is None:
-                    return
-                yield shared
 
     def _ask(self, index: int, channel: grpc.Channel) -> None:
         draw = random.Random(1000 * self._orders.seed + index).randrange

@@ -50,11 +50,12 @@ RayAddressOption = Annotated[
 ]
 #: Whoever says so knows that everybody who reaches a machine of the cluster reaches the port.
 _EVERYWHERE = ("0.0.0.0", "::", "[::]")
+_NO_TLS = "Ray Serve's gRPC server takes no certificate; let what stands before it speak TLS"
 _OURS_ALONE = {
     "--http-port": "Ray Serve's HTTP server is not ours; its health, metrics and dashboard are Ray's",
-    "--tls-cert": "Ray Serve's gRPC server takes no certificate; let what stands before it speak TLS",
-    "--tls-key": "Ray Serve's gRPC server takes no certificate; let what stands before it speak TLS",
-    "--client-ca": "Ray Serve's gRPC server takes no certificate; let what stands before it speak TLS",
+    "--tls-cert": _NO_TLS,
+    "--tls-key": _NO_TLS,
+    "--client-ca": _NO_TLS,
     "--rate": "every replica would count for itself; limit clients where they come in",
     "--traces": "replicas send none; Ray has traces of its own",
     "--log-format": "replicas log by Ray's own rules",

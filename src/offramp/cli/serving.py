@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -104,11 +105,8 @@ def serve(
     """
     import os
 
-    from offramp.bundle.bundle import Bundle
     from offramp.runtime.repository import BundleFolders, Repository
-    from offramp.runtime.stages import Stages
-    from offramp.runtime.tail import Tail
-    from offramp.runtime.warming import measured_sizes
+    from offramp.runtime.warming import warm_tail
     from offramp.serving.process import listening
     from offramp.serving.replica import ReplicaSettings
     from offramp.serving.server import GrpcServer
@@ -143,10 +141,7 @@ def serve(
         serve_on_ray(settings, access, host=host, port=grpc_port, replicas=replicas, address=ray_address)
         return
 
-    def load(bundle: Bundle) -> Tail:
-        stages = Stages(bundle, threads=threads, provider=provider)
-        return Tail(stages, sizes=measured_sizes(stages, max(1, max_batch)))
-
+    load = partial(warm_tail, threads=threads, provider=provider, max_batch=max_batch)
     tls = server_tls(tls_cert, tls_key, client_ca)
     access = server_access(host, tls, token_file, rate)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,17 +8,35 @@ from collections.abc import Callable
 
 import numpy as np
 
+from offramp.bundle.bundle import Bundle
 from offramp.bundle.feed import example
 from offramp.runtime.batching import MAX_BATCH
 from offramp.runtime.stages import Stages
-from offramp.runtime.tail import BatchSizes
+from offramp.runtime.tail import BatchSizes, Tail
 
-__all__ = ["measured_sizes"]
+__all__ = ["measured_sizes", "warm_tail"]
 
 #: Sizes that cost up to this much more per sample than the cheapest one are as good: calls and threads that are
 #: switched less often make up for it.
 _TOLERANCE = 1.05
 _ROUNDS = 6
+
+
+def warm_tail(bundle: Bundle, *, threads: int, provider: str, max_batch: int) -> Tail:
+    """A bundle's tails as `offramp serve` and its replicas hold them: every graph has run, every stage is timed.
+
+    Args:
+        bundle: What is to be served.
+        threads: Threads per batch.
+        provider: "cpu" or "cuda".
+        max_batch: Samples that run together at most; 0 or 1 is no batching.
+
+    Raises:
+        ConfigError: A provider that is not there.
+        StageError: ONNX Runtime failed.
+    """
+    stages = Stages(bundle, threads=threads, provider=provider)
+    return Tail(stages, sizes=measured_sizes(stages, max(1, max_batch)))
 
 
 def measured_sizes(

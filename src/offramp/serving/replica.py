@@ -6,19 +6,17 @@ import asyncio
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from offramp.bundle.bundle import Bundle
 from offramp.errors import ConfigError, DigestMismatchError
 from offramp.runtime.batching import MAX_BATCH, MAX_WAIT_MS, Batcher
 from offramp.runtime.repository import BundleFolders, Repository
-from offramp.runtime.stages import Stages
-from offramp.runtime.tail import Tail
-from offramp.runtime.warming import measured_sizes
+from offramp.runtime.warming import warm_tail
 from offramp.serving.access import Access
 from offramp.serving.refusal import Refusal
 from offramp.serving.server import answer
@@ -152,7 +150,10 @@ class Replica:
         )
         limit = settings.workers + settings.queue
         self.service = Service(repository, batcher, limit=limit, max_elements=settings.max_elements)
-        for error in BundleFolders([Path(path) for path in settings.bundles], repository, self._load).reread()[1]:
+        load = partial(
+            warm_tail, threads=settings.threads, provider=settings.provider, max_batch=settings.max_batch
+        )
+        for error in BundleFolders([Path(path) for path in settings.bundles], repository, load).reread()[1]:
             raise error
         held = {tail.bundle.digest for tail in repository.tails}
         if missing := [digest for digest in digests if digest not in held]:
@@ -211,10 +212,6 @@ class Replica:
             context.set_details(found.text)
             return response()
         return found
-
-    def _load(self, bundle: Bundle) -> Tail:
-        stages = Stages(bundle, threads=self._settings.threads, provider=self._settings.provider)
-        return Tail(stages, sizes=measured_sizes(stages, max(1, self._settings.max_batch)))
 
 
 class _Caller:
