@@ -262,9 +262,10 @@ def _latency(
         for key, load_ in (*(("batched", one) for one in LOADS), (rival, LOADS[-1])):
             found = asked(key, rate=load_ * peak).figures()
             ratio = found["p99_ms"] / alone
-            row = (found["answers_per_s"], alone, found["p50_ms"], found["p99_ms"], ratio)
+            busy = found["server_cores"] + found["client_cores"]
+            row = (found["answers_per_s"], busy, alone, found["p50_ms"], found["p99_ms"], ratio)
             rounds.setdefault((key, load_), []).append(row)
-    names = ("answers_per_s", "unloaded_p50_ms", "p50_ms", "p99_ms", "p99_over_unloaded_p50")
+    names = ("answers_per_s", "busy_cores", "unloaded_p50_ms", "p50_ms", "p99_ms", "p99_over_unloaded_p50")
     return [
         {
             "server": key,
@@ -316,15 +317,18 @@ def _tables(found: Sequence[Mapping[str, Any]], latency: Sequence[Mapping[str, A
         rows.append(
             [
                 f"{entry['server']}, {entry['load']:.0%} of the peak",
-                *(f"{entry[key]:.{digits}f}" for key, digits in (("answers_per_s", 0), ("unloaded_p50_ms", 2))),
-                *(f"{entry[key]:.2f}" for key in ("p50_ms", "p99_ms")),
+                f"{entry['answers_per_s']:.0f}",
+                *(f"{entry[key]:.2f}" for key in ("busy_cores", "unloaded_p50_ms", "p50_ms", "p99_ms")),
                 f"{entry['p99_over_unloaded_p50']:.1f} ({low:.1f}-{high:.1f})",
                 str(P99_BAR) if barred else "-",
             ]
         )
-    heads = ["mix, all to the end, steady", "answers/s", "one client, p50 ms", "p50 ms", "p99 ms"]
+    heads = ["mix, all to the end, steady", "answers/s", "busy cores", "one client, p50 ms", "p50 ms", "p99 ms"]
     heads += ["p99 over one client's p50 (rounds)", "bar"]
-    caption = f"Medians of {LATENCY_ROUNDS} rounds, each compared with its own peak and its own single client."
+    caption = (
+        f"Medians of {LATENCY_ROUNDS} rounds, each compared with its own peak and its own single client. Busy: by "
+        "server and clients. What rules of batching allow, by cores: `python -m benchmarks.serving.queueing`."
+    )
     return f"{first}\n{table_text('Latency', heads, rows, caption=caption)}"
 
 
