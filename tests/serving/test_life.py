@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from other_version import other_version
 from under_traffic import ServeProcess, Traffic, until
 
 from offramp.bundle.bundle import Bundle
@@ -40,18 +41,9 @@ class Held:
         return self._stages.stage(index, tensors)
 
 
-def other_version(source, target):
-    """The same network under another digest: it lacks one mode."""
-    shutil.copytree(source, target)
-    manifest = json.loads((target / "manifest.json").read_text())
-    manifest["codecs"] = [codec for codec in manifest["codecs"] if codec["mode"] != "uint2"]
-    (target / "manifest.json").write_text(json.dumps(manifest))
-    return target
-
-
 @pytest.fixture(scope="module")
 def folders(digits_bundle, tmp_path_factory):
-    return [digits_bundle, other_version(digits_bundle, tmp_path_factory.mktemp("versions") / "newer")]
+    return [digits_bundle, other_version(digits_bundle, tmp_path_factory.mktemp("versions") / "newer").path]
 
 
 @pytest.fixture(scope="module")

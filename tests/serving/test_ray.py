@@ -3,7 +3,6 @@
 Ray listens on more than loopback: these tests run in a network of their own, where nobody else is.
 """
 
-import json
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from other_version import other_version
 from tritonclient.utils import InferenceServerException
 from turns import Turns, both
 from under_traffic import ServeProcess, Traffic, until
@@ -298,11 +298,7 @@ def test_a_replica_is_killed_and_the_edge_goes_on(bundle, server, ours, digit_im
 
 def test_a_new_version_beside_the_old_one(bundle, server, folder, requests):
     """Last of those that share this server: it holds two versions afterwards."""
-    shutil.copytree(bundle.path, folder / "newer")
-    manifest = json.loads((folder / "newer" / "manifest.json").read_text())
-    manifest["codecs"] = [codec for codec in manifest["codecs"] if codec["mode"] != "uint2"]
-    (folder / "newer" / "manifest.json").write_text(json.dumps(manifest))
-    newer = off.Bundle.load(folder / "newer")
+    newer = other_version(bundle.path, folder / "newer")
     before = server.replicas()
     with Traffic(server.address, requests, digests=(bundle.digest,)) as traffic:
         server.tell(signal.SIGHUP)
