@@ -11,38 +11,17 @@ import sys
 import threading
 import time
 import urllib.request
-from concurrent import futures
 
-import grpc
 import numpy as np
 import pytest
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_rpc
+from otlp_collector import collecting
 from test_cli import assert_clear_error, lines, offramp
-
-
-class Collector(otlp_rpc.TraceServiceServicer):
-    """What OpenTelemetry's collector is to its clients; keeps (service, span)."""
-
-    def __init__(self):
-        self.spans = []
-
-    def Export(self, request, context):  # noqa: N802
-        for resource in request.resource_spans:
-            named = {a.key: a.value.string_value for a in resource.resource.attributes}
-            self.spans += [(named["service.name"], s) for scope in resource.scope_spans for s in scope.spans]
-        return otlp.ExportTraceServiceResponse()
 
 
 @pytest.fixture
 def collector(monkeypatch):
-    servicer, server = Collector(), grpc.server(futures.ThreadPoolExecutor(2))
-    otlp_rpc.add_TraceServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
-    yield servicer
-    server.stop(None).wait()
+    with collecting(monkeypatch) as found:
+        yield found
 
 
 class Process:

@@ -10,17 +10,15 @@ import urllib.request
 from concurrent import futures
 from http.client import HTTPConnection
 
-import grpc
 import numpy as np
 import pytest
 from opentelemetry import trace
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_rpc
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode
+from otlp_collector import collecting
 
 from offramp.errors import ConfigError, ServerUnavailableError, StageError
 from offramp.observe.edge_tracer import EdgeTracer
@@ -410,35 +408,10 @@ def test_without_a_tracer_nothing_travels(joined, script, says):
 # --- sent to a collector --------------------------------------------------------------------------------
 
 
-class Collector(otlp_rpc.TraceServiceServicer):
-    def __init__(self):
-        self.received = []
-
-    def Export(self, request, context):  # noqa: N802
-        self.received.append(request)
-        return otlp.ExportTraceServiceResponse()
-
-    @property
-    def spans(self):
-        """(service, span) of all that came."""
-        found = []
-        for request in self.received:
-            for resource in request.resource_spans:
-                named = {a.key: a.value.string_value for a in resource.resource.attributes}
-                found += [(named["service.name"], s) for scope in resource.scope_spans for s in scope.spans]
-        return found
-
-
 @pytest.fixture
 def collector(monkeypatch):
-    """A collector on a free port, which OTEL_EXPORTER_OTLP_ENDPOINT names."""
-    servicer, server = Collector(), grpc.server(futures.ThreadPoolExecutor(2))
-    otlp_rpc.add_TraceServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
-    yield servicer
-    server.stop(None).wait()
+    with collecting(monkeypatch) as found:
+        yield found
 
 
 def test_spans_reach_a_collector_as_the_variables_say(collector, tiny, says, monkeypatch):
@@ -448,7 +421,7 @@ def test_spans_reach_a_collector_as_the_variables_say(collector, tiny, says, mon
         ("offramp-edge", "head"),
         ("offramp-edge", "input"),
     ]
-    collector.received.clear()
+    collector.spans.clear()
     monkeypatch.setenv("OTEL_SERVICE_NAME", "door-camera")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "traceidratio")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.5")

@@ -3,16 +3,16 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from other_version import other_version
+from under_traffic import ServeProcess, Traffic, until
 
 from offramp.bundle.bundle import Bundle
 from offramp.bundle.preprocessing import preprocess
@@ -41,18 +41,9 @@ class Held:
         return self._stages.stage(index, tensors)
 
 
-def other_version(source, target):
-    """The same network under another digest: it lacks one mode."""
-    shutil.copytree(source, target)
-    manifest = json.loads((target / "manifest.json").read_text())
-    manifest["codecs"] = [codec for codec in manifest["codecs"] if codec["mode"] != "uint2"]
-    (target / "manifest.json").write_text(json.dumps(manifest))
-    return target
-
-
 @pytest.fixture(scope="module")
 def folders(digits_bundle, tmp_path_factory):
-    return [digits_bundle, other_version(digits_bundle, tmp_path_factory.mktemp("versions") / "newer")]
+    return [digits_bundle, other_version(digits_bundle, tmp_path_factory.mktemp("versions") / "newer").path]
 
 
 @pytest.fixture(scope="module")
@@ -79,57 +70,6 @@ def requests(tails, name, digit_images):
             found.append((request, tails[0].infer(request)))
         x, _ = tails[0].stages.stage(cut + 1, x)
     return found
-
-
-class Traffic:
-    """Clients that ask until told to stop; what went wrong, and how many answers there were."""
-
-    def __init__(self, address, requests, clients=4, digests=(None,)):
-        self._address, self._requests, self._digests = address, requests, digests
-        self.stop, self.answers, self.errors = threading.Event(), 0, []
-        self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(clients)]
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stop.set()
-        for thread in self._threads:
-            thread.join(60)
-            assert not thread.is_alive()
-
-    def more(self, count):
-        """Waits for that many more answers."""
-        until(lambda target=self.answers + count: self.answers >= target or self.errors)
-
-    def _ask(self, number):
-        channel, draw = GrpcChannel(self._address), np.random.default_rng(number)
-        while not self.stop.is_set():
-            request, expected = self._requests[draw.integers(len(self._requests))]
-            digest = self._digests[number % len(self._digests)]
-            try:
-                reply = channel.infer(request._replace(digest=digest), 30)
-            except Exception as error:
-                with self._lock:
-                    self.errors.append(error)
-                time.sleep(0.01)
-                continue
-            same = reply.exits.tolist() == expected.exits.tolist()
-            with self._lock:
-                self.answers += 1
-                if not same or not np.allclose(reply.logits, expected.logits, rtol=1e-5, atol=1e-5):
-                    self.errors.append(AssertionError(request.model))
-        channel.close()
-
-
-def until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 def ask(address, request, timeout_s=30):
@@ -311,60 +251,10 @@ def test_a_drain_that_takes_too_long_says_so(tails, requests):
 # --- signals --------------------------------------------------------------------------------------------
 
 
-class Process:
-    """`offramp serve` with lines that can be waited for."""
-
-    def __init__(self, *arguments):
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "offramp", "serve", *map(str, arguments), "--grpc-port", "0"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.lines = []
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-        self.address = self.said("listening on").partition("listening on ")[2].partition(",")[0]
-
-    def _read(self):
-        for line in self._process.stdout:
-            self.lines.append(line.strip())
-
-    def said(self, words, count=1):
-        """Waits for the line, and gives it."""
-
-        def found():
-            assert self._process.poll() is None or not self._reader.is_alive(), self.lines
-            return [line for line in self.lines if words in line]
-
-        until(lambda: len(found()) >= count)
-        return found()[count - 1]
-
-    def tell(self, number):
-        self._process.send_signal(number)
-
-    def end(self):
-        try:
-            return self._process.wait(30)
-        finally:
-            self._process.kill()
-            self._process.wait()
-            self._reader.join()
-            self._process.stdout.close()
-
-
 @pytest.fixture
 def process():
-    started = []
-
-    def start(*arguments):
-        started.append(Process(*arguments))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.tell(signal.SIGKILL)
-        one.end()
+    with ExitStack() as started:
+        yield lambda *arguments: started.enter_context(ServeProcess(*arguments, "--grpc-port", "0"))
 
 
 def test_sigterm_under_traffic_cuts_nobody_off(process, digits_bundle, requests):

@@ -3,7 +3,6 @@
 Ray listens on more than loopback: these tests run in a network of their own, where nobody else is.
 """
 
-import json
 import os
 import re
 import shutil
@@ -11,7 +10,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from other_version import other_version
 from tritonclient.utils import InferenceServerException
 from turns import Turns, both
+from under_traffic import ServeProcess, Traffic, until
 
 import offramp as off
 from offramp.bundle.preprocessing import preprocess
-from offramp.errors import (
-    AccessError,
-    DigestMismatchError,
-    ServerError,
-    ServerRefusedError,
-)
+from offramp.errors import AccessError, DigestMismatchError, ServerRefusedError
 from offramp.policy.registry import make_policy
 from offramp.runtime.tail import TailRequest
 from offramp.serving.channel import GrpcChannel
@@ -53,14 +48,6 @@ pytestmark = [
         not alone(), reason="Ray listens on more than loopback; `make test-ray` gives it a network of its own"
     ),
 ]
-
-
-def until(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return found
 
 
 def children(pid):
@@ -95,36 +82,19 @@ def environment(home, **variables):
     return {**kept, **own, **variables}
 
 
-class Server:
-    """`offramp serve --engine ray` with lines that can be waited for."""
+class Server(ServeProcess):
+    """`offramp serve --engine ray`, with the processes that it starts."""
 
     def __init__(self, home, *arguments, **variables):
         port = free_port()
-        command = ["serve", *arguments, "--engine", "ray", "--host", "0.0.0.0", "--grpc-port", port]
-        self.process = subprocess.Popen(
-            [PYTHON, "-m", "offramp", *map(str, command)],
-            env=environment(home, **variables),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.address, self.lines = f"127.0.0.1:{port}", []
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
+        options = ("--engine", "ray", "--host", "0.0.0.0", "--grpc-port", port)
+        super().__init__(*arguments, *options, python=PYTHON, env=environment(home, **variables))
+        self.port = port
 
-    def _read(self):
-        for line in self.process.stdout:
-            self.lines.append(line.strip())
-
-    def said(self, words, seconds=120.0):
-        """Waits for a line."""
-
-        def found():
-            assert self.process.poll() is None or not self._reader.is_alive(), self.lines
-            return [line for line in self.lines if words in line]
-
-        return until(found, seconds)[-1]
+    @property
+    def address(self):
+        """It listens everywhere."""
+        return f"127.0.0.1:{self.port}"
 
     def replicas(self):
         """The ids of the processes that hold the network."""
@@ -133,13 +103,12 @@ class Server:
     def end(self, number=signal.SIGTERM):
         """Asks it to end; gives the exit code, and whom it left behind."""
         mine = children(self.process.pid)
-        self.process.send_signal(number)
+        self.tell(number)
         try:
             code = self.process.wait(90)
         finally:
-            if self.process.poll() is None:
-                self.process.kill()
-                self.process.wait()
+            self.process.kill()
+            self.process.wait()
             for _ in range(300):
                 left = [(pid, name) for pid, name in mine if Path(f"/proc/{pid}/cmdline").exists()]
                 if not left:
@@ -147,8 +116,7 @@ class Server:
                 time.sleep(0.1)
             for pid, _ in left:
                 os.kill(pid, signal.SIGKILL)
-            self._reader.join()
-            self.process.stdout.close()
+            self.close()
         return code, left
 
 
@@ -201,47 +169,12 @@ def x(bundle, digit_images):
     return preprocess(digit_images[0], bundle.manifest.preprocessing)
 
 
-class Traffic:
-    """Clients that ask until told to stop."""
-
-    def __init__(self, address, bundle, x, clients, credentials=None):
-        tail = off.Tail(off.Stages(bundle))
-        self.stop, self.answers, self.errors, self._lock = threading.Event(), 0, [], threading.Lock()
-        self._requests = [
-            TailRequest(bundle.manifest.name, {"input": x[i : i + 1]}, bundle.digest, True) for i in range(50)
-        ]
-        self._expected = [tail.infer(request).logits for request in self._requests]
-        self._address, self._credentials = address, credentials
-        self._threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(clients)]
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stop.set()
-        for thread in self._threads:
-            thread.join(60)
-            assert not thread.is_alive()
-
-    def _ask(self, number):
-        channel = GrpcChannel(self._address, credentials=self._credentials)
-        while not self.stop.is_set():
-            number = (number + 7) % len(self._requests)
-            try:
-                reply = channel.infer(self._requests[number], 30)
-            except ServerError as error:
-                with self._lock:
-                    self.errors.append(error)
-                time.sleep(0.02)
-                continue
-            right = np.allclose(reply.logits, self._expected[number], rtol=1e-5, atol=1e-5)
-            with self._lock:
-                self.answers += 1
-                if not right:
-                    self.errors.append(AssertionError(number))
-        channel.close()
+@pytest.fixture(scope="module")
+def requests(bundle, x):
+    """Fifty requests, and what alone is answered to each."""
+    tail = off.Tail(off.Stages(bundle))
+    asked = [TailRequest(bundle.manifest.name, {"input": x[i : i + 1]}, bundle.digest, True) for i in range(50)]
+    return [(request, tail.infer(request)) for request in asked]
 
 
 # --- the same service ------------------------------------------------------------------------------------
@@ -363,16 +296,12 @@ def test_a_replica_is_killed_and_the_edge_goes_on(bundle, server, ours, digit_im
     assert len(after & before) == 1
 
 
-def test_a_new_version_beside_the_old_one(bundle, server, folder, x):
+def test_a_new_version_beside_the_old_one(bundle, server, folder, requests):
     """Last of those that share this server: it holds two versions afterwards."""
-    shutil.copytree(bundle.path, folder / "newer")
-    manifest = json.loads((folder / "newer" / "manifest.json").read_text())
-    manifest["codecs"] = [codec for codec in manifest["codecs"] if codec["mode"] != "uint2"]
-    (folder / "newer" / "manifest.json").write_text(json.dumps(manifest))
-    newer = off.Bundle.load(folder / "newer")
+    newer = other_version(bundle.path, folder / "newer")
     before = server.replicas()
-    with Traffic(server.address, bundle, x, clients=4) as traffic:
-        server.process.send_signal(signal.SIGHUP)
+    with Traffic(server.address, requests, digests=(bundle.digest,)) as traffic:
+        server.tell(signal.SIGHUP)
         server.said("has read the bundles again")
     assert traffic.errors == []
     assert not server.replicas() & before
@@ -382,13 +311,13 @@ def test_a_new_version_beside_the_old_one(bundle, server, folder, x):
     with pytest.raises(DigestMismatchError):
         channel.check(bundle.manifest.name, "f" * 64, 30)
     (folder / "newer" / "manifest.json").write_text("torn")
-    server.process.send_signal(signal.SIGHUP)
+    server.tell(signal.SIGHUP)
     assert "manifest.json" in server.said("error:")
     channel.check(bundle.manifest.name, newer.digest, 30)
     channel.close()
 
 
-def test_tokens_more_replicas_under_load_and_an_end_that_cuts_nobody_off(bundle, digits_bundle, x, home):
+def test_tokens_more_replicas_under_load_and_an_end_that_cuts_nobody_off(bundle, digits_bundle, requests, home):
     with served(home, digits_bundle, "--replicas", "1..2", OFFRAMP_TOKEN=TOKEN) as server:
         channel = GrpcChannel(server.address)
         assert channel.ping_ms() > 0
@@ -396,7 +325,8 @@ def test_tokens_more_replicas_under_load_and_an_end_that_cuts_nobody_off(bundle,
             channel.check(bundle.manifest.name, bundle.digest)
         channel.close()
         assert len(server.replicas()) == 1
-        with Traffic(server.address, bundle, x, 16, off.Credentials(token=TOKEN)) as traffic:
+        known = {"digests": (bundle.digest,), "credentials": off.Credentials(token=TOKEN)}
+        with Traffic(server.address, requests, clients=16, **known) as traffic:
             until(lambda: len(server.replicas()) == 2, 90)
             before = traffic.answers
             until(lambda: traffic.answers > before + 100)

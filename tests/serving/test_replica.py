@@ -1,7 +1,6 @@
 """A replica behind a cluster's gRPC server, without the cluster."""
 
 import asyncio
-import json
 import pickle
 import shutil
 import threading
@@ -9,6 +8,7 @@ import threading
 import grpc
 import numpy as np
 import pytest
+from other_version import other_version
 from tritonclient.grpc import service_pb2 as pb
 
 from offramp.bundle.bundle import Bundle
@@ -200,15 +200,6 @@ def test_health_answers_while_every_worker_computes(bundle, request_and_reply):
 
 
 # --- what is held ---------------------------------------------------------------------------------------
-
-
-def other_version(source, target):
-    """The same network under another digest: it lacks one mode."""
-    shutil.copytree(source, target)
-    manifest = json.loads((target / "manifest.json").read_text())
-    manifest["codecs"] = [codec for codec in manifest["codecs"] if codec["mode"] != "uint2"]
-    (target / "manifest.json").write_text(json.dumps(manifest))
-    return Bundle.load(target)
 
 
 def test_two_versions_in_a_folder_are_both_served(bundle, request_and_reply, tmp_path):

@@ -10,7 +10,7 @@ from offramp.bundle.manifest import Graph
 from offramp.policy.base import Context
 from offramp.policy.cost import CostModel, MeasuredCost
 from offramp.policy.forecast import Forecast
-from offramp.runtime.link_estimate import LinkEstimate
+from offramp.runtime.link_estimate import LATE_MS, LinkEstimate
 from offramp.runtime.stages import Stages
 from offramp.runtime.trip import Trip
 
@@ -18,8 +18,8 @@ __all__ = ["Conditions"]
 
 #: The part of a running mean that the latest time makes up.
 _LATEST = 0.1
-#: What takes longer than so many times its mean, and a millisecond, was kept from running; it counts as that.
-_HICCUP, _LATE_MS = 5.0, 1.0
+#: What takes longer than so many times its mean, and `LATE_MS`, was kept from running; it counts as that.
+_HICCUP = 5.0
 #: A forecast is renewed when the latency of any split has changed by more than this part.
 _CHANGED = 0.05
 
@@ -145,7 +145,7 @@ def _alike(now: float, before: float) -> bool:
 
 
 def _renewed(mean_ms: float, ms: float) -> float:
-    latest = min(max(0.0, ms), _HICCUP * mean_ms + _LATE_MS)  # some clocks jump back
+    latest = min(max(0.0, ms), _HICCUP * mean_ms + LATE_MS)  # some clocks jump back
     return mean_ms + _LATEST * (latest - mean_ms)
 
 

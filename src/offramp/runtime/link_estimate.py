@@ -6,7 +6,7 @@ import math
 
 from offramp.errors import ConfigError
 
-__all__ = ["LinkEstimate"]
+__all__ = ["LATE_MS", "LinkEstimate"]
 
 #: Where nobody has measured: what round trips and rates are about. Only how they share the first surprise.
 _USUAL_MS, _USUAL_MS_PER_BYTE = 20.0, 8e-3 / 10.0
@@ -16,8 +16,10 @@ _DRIFT = 0.1
 _LEARNT = 0.05
 #: Deviations beyond which a surprise is no chance: the link has become another one.
 _ANOTHER = 3.0
-#: The part of a transfer's expected time that is chance, and the milliseconds that a process may come too late.
-_NOISE, _LATE_MS = 0.15, 1.0
+#: The part of a transfer's expected time that is chance.
+_NOISE = 0.15
+#: The milliseconds that a process may come too late, whatever it does.
+LATE_MS = 1.0
 
 
 class LinkEstimate:
@@ -60,7 +62,7 @@ class LinkEstimate:
         bb += (_DRIFT * self.ms_per_byte) ** 2
         # With h = (1, bytes): innovation, its variance, and the gain.
         expected = self.round_trip_ms + self.ms_per_byte * payload_bytes
-        usual = (_NOISE * expected + _LATE_MS) ** 2
+        usual = (_NOISE * expected + LATE_MS) ** 2
         surprise, noise = ms - expected, usual * max(1.0, self._chance)
         doubt = aa + (2 * ab + bb * payload_bytes) * payload_bytes
         if doubt < noise:  # what surprises is chance rather than what is not known yet

@@ -10,6 +10,7 @@ import yaml
 
 from offramp.bundle.bundle import Bundle, write_whole
 from offramp.errors import BundleError, ConfigError
+from offramp.serving.service import DRAIN_S
 from offramp.serving.triton import check_whole
 
 __all__ = ["inference_service", "write_kserve"]
@@ -19,8 +20,8 @@ _TRITON_PORT, _OUR_PORT = 9000, 8001
 #: KServe's usual Triton, 23.05, has an ONNX Runtime that is too old for what torch exports today.
 _TRITON = "26.05-py3"
 _MODELS = "/mnt/models"
-#: Seconds from SIGTERM to the end; Kubernetes' usual 30 are what `offramp serve` itself may take for the rest.
-_GRACE_S = 40
+#: Seconds from SIGTERM to the end: what requests under way have, and ten for the rest.
+_GRACE_S = round(DRAIN_S) + 10
 _MAX_NAME = 48
 
 

@@ -104,7 +104,7 @@ class RayServer:
         self._deploy()
 
     def drain(self) -> None:
-        """Takes no more requests, and waits until those under way are answered, for 30 seconds at most.
+        """Takes no more requests, and waits until those under way are answered, for `DRAIN_S` seconds at most.
 
         Raises:
             ServerUnavailableError: The cluster does not answer.

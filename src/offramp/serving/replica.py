@@ -19,16 +19,13 @@ from offramp.runtime.repository import BundleFolders, Repository
 from offramp.runtime.warming import warm_tail
 from offramp.serving.access import Access
 from offramp.serving.refusal import Refusal
-from offramp.serving.server import answer
-from offramp.serving.service import MAX_ELEMENTS, Service
+from offramp.serving.server import Client, answer
+from offramp.serving.service import DRAIN_S, MAX_ELEMENTS, SPARE, Service
 
 __all__ = ["APPLICATION", "Context", "Replica", "ReplicaSettings", "deployment_options"]
 
-#: Threads, and places in a replica, for health and metadata while every other one computes or waits.
-_SPARE = 2
 #: The one application of Ray Serve's: whoever names none is led to it while there is no other.
 APPLICATION = "offramp"
-_DRAIN_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class ReplicaSettings:
     @property
     def places(self) -> int:
         """Requests that a replica has room for, those included that are refused, or only ask for health."""
-        return self.workers + self.queue + _SPARE
+        return self.workers + self.queue + SPARE
 
 
 def deployment_options(settings: ReplicaSettings, fewest: int, most: int) -> dict[str, Any]:
@@ -101,20 +98,14 @@ def deployment_options(settings: ReplicaSettings, fewest: int, most: int) -> dic
         },
         # The replica's own limit refuses what is too much; there must be room for the refusal.
         "max_ongoing_requests": settings.places,
-        "graceful_shutdown_timeout_s": _DRAIN_S,
+        "graceful_shutdown_timeout_s": DRAIN_S,
         "graceful_shutdown_wait_loop_s": 0.2,
         **scale,
     }
 
 
-class Context(Protocol):
-    """What is needed of a cluster's gRPC context."""
-
-    def peer(self) -> str:
-        """The client's address, in gRPC's way."""
-
-    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
-        """The request's headers."""
+class Context(Client, Protocol):
+    """What is needed of a cluster's gRPC context, which does not say whether the client is still there."""
 
     def set_code(self, code: grpc.StatusCode) -> None:
         """The status that the client gets."""

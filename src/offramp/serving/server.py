@@ -23,14 +23,12 @@ from offramp.runtime.tail import Tail
 from offramp.serving.access import Access
 from offramp.serving.health import Health
 from offramp.serving.refusal import Refusal, refusal
-from offramp.serving.service import MAX_ELEMENTS, Observer, Question, RequestTracer, Service
+from offramp.serving.service import DRAIN_S, MAX_ELEMENTS, SPARE, Observer, Question, RequestTracer, Service
 from offramp.serving.tls import ServerTls
 from offramp.serving.wire import DATATYPES, MAX_PORT, from_request, grpc_options, response_message
 
-__all__ = ["METHODS", "SERVICE", "GrpcServer", "answer"]
+__all__ = ["METHODS", "SERVICE", "Client", "GrpcServer", "answer"]
 
-#: Threads kept for health and metadata while every other one computes or waits.
-_SPARE = 2
 SERVICE = "inference.GRPCInferenceService"
 #: What answers everybody.
 _HEALTH = ("ServerLive", "ServerReady")
@@ -98,7 +96,7 @@ class GrpcServer:
             observer=observer,
             tracer=tracer,
         )
-        pool = futures.ThreadPoolExecutor(workers + queue + _SPARE, thread_name_prefix="offramp-grpc")
+        pool = futures.ThreadPoolExecutor(workers + queue + SPARE, thread_name_prefix="offramp-grpc")
         # Without this option Linux lets two servers share a port, each getting some of the calls.
         options = [*grpc_options(max_message_mb), ("grpc.so_reuseport", 0)]
         # Whoever waits long for an answer may ask now and then whether the connection is alive.
@@ -139,7 +137,7 @@ class GrpcServer:
         """Whether it takes requests: until it is drained."""
         return self.service.ready
 
-    def drain(self, timeout_s: float = 30.0) -> bool:
+    def drain(self, timeout_s: float = DRAIN_S) -> bool:
         """Takes no more requests, says that it is not ready, and waits until those under way are answered.
 
         Returns:
@@ -164,14 +162,18 @@ class GrpcServer:
         self._batcher.close()
 
 
-class Caller(Protocol):
-    """Who asks: what is needed of gRPC's own context, or of another one's."""
+class Client(Protocol):
+    """Who asks."""
 
     def peer(self) -> str:
         """The address, in gRPC's way."""
 
     def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
         """The request's headers."""
+
+
+class Caller(Client, Protocol):
+    """A client that may leave: what is needed of gRPC's own context."""
 
     def is_active(self) -> bool:
         """Whether somebody still waits for the answer."""

@@ -21,7 +21,9 @@ from offramp.runtime.telling import tell
 from offramp.serving.refusal import Refusal, refusal
 
 __all__ = [
+    "DRAIN_S",
     "MAX_ELEMENTS",
+    "SPARE",
     "Answer",
     "IndexEntry",
     "ModelDescription",
@@ -34,6 +36,10 @@ __all__ = [
 
 #: What 64 MiB of float32 hold.
 MAX_ELEMENTS = 2**24
+#: Places beyond the requests under way: for health and metadata while every other one computes or waits.
+SPARE = 2
+#: Seconds that requests under way have at the end.
+DRAIN_S = 30.0
 #: What a request is called whose model is not here: what clients invent would fill the memory.
 _UNKNOWN = "unknown"
 _UNTRACED = nullcontext()
@@ -275,7 +281,7 @@ class Service:
             tell(self._tracer.ended, found.code.name)
         return found
 
-    def drain(self, timeout_s: float = 30.0) -> bool:
+    def drain(self, timeout_s: float = DRAIN_S) -> bool:
         """Takes no more requests, says that it is not ready, and waits until those under way are answered.
 
         Returns:
