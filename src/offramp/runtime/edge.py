@@ -155,36 +155,20 @@ class Edge:
         if not isinstance(under_way, int) or under_way < 1:
             raise ConfigError(f"under_way is a whole number of inputs, at least 1, not {under_way!r}")
         if under_way > 1:
-            steps = Pipeline(
-                under_way,
-                begin=self._try_to_begin,
-                send=self._sent,
-                finish=self._try_to_finish,
-            )
+            steps = Pipeline(under_way, begin=self._try_to_begin, send=self._sent, finish=self._finished)
             return steps.run(inputs)
         return self._one_by_one(inputs)
 
     def _one_by_one(self, inputs: Iterable[Any]) -> Iterator[Result]:
         for index, x in enumerate(inputs):
             trip = self._try_to_begin(x, index)
-            if isinstance(trip, Result):
-                yield trip
-                continue
-            if trip.request is not None:
-                self._sent(trip)
-            yield self._try_to_finish(trip)
+            yield trip if isinstance(trip, Result) else self._ended(trip)
 
     def _try_to_begin(self, x: Any, index: int) -> Trip | Result:
         try:
             return self._begun(x, index)
         except (InputError, StageError) as error:
             return self._told(None, Result(index, "failed", error=str(error)))
-
-    def _try_to_finish(self, trip: Trip) -> Result:
-        try:
-            return self._finished(trip)
-        except (InputError, StageError) as error:
-            return self._told(trip, Result(trip.index, "failed", error=str(error)))
 
     def infer(self, x: Any, *, index: int = 0) -> Result:
         """The result of one input.
@@ -200,10 +184,7 @@ class Edge:
             ActionError: The policy chose what this edge cannot do.
             StageError: ONNX Runtime failed on the way to the split.
         """
-        trip = self._begun(x, index)
-        if trip.request is not None:
-            self._sent(trip)
-        return self._finished(trip)
+        return self._ended(self._begun(x, index))
 
     def _begun(self, x: Any, index: int) -> Trip:
         """One input with its action and its head run: it has an answer, or a request to send, or neither."""
@@ -219,6 +200,11 @@ class Edge:
             self._prepare_offload(trip)
         return trip
 
+    def _ended(self, trip: Trip) -> Result:
+        if trip.request is not None:
+            self._sent(trip)
+        return self._finished(trip)
+
     def _sent(self, trip: Trip) -> None:
         """Sends a trip's request and waits; touches nothing but the trip, so that any thread may do it."""
         assert self._server is not None
@@ -232,6 +218,15 @@ class Edge:
         trip.waited_ms = (trip.back_at - sent) * 1e3
 
     def _finished(self, trip: Trip) -> Result:
+        """A trip's result; its trace ends, also where a policy or a channel breaks."""
+        try:
+            result = self._result(trip)
+        except Exception as error:
+            self._told(trip, Result(trip.index, "failed", error=str(error) or type(error).__name__))
+            raise
+        return self._told(trip, result)
+
+    def _result(self, trip: Trip) -> Result:
         """What came back, or how far the edge gets without it; the policy learns."""
         answer, action = trip.answer, trip.action
         where: Where = "edge"
@@ -247,7 +242,7 @@ class Edge:
         latency = Latency(total_ms, trip.edge_ms, trip.link_ms, trip.server_ms, trip.queue_ms)
         belief = None if answer is None else trip.beliefs[answer]
         names = self._manifest.classes
-        result = Result(
+        return Result(
             index=trip.index,
             status=status,
             label=None if belief is None else belief.label,
@@ -263,7 +258,6 @@ class Edge:
             cost=cost,
             error=trip.error,
         )
-        return self._told(trip, result)
 
     def _told(self, trip: Trip | None, result: Result) -> Result:
         """A result, once its trace has ended and the log has what went wrong."""
