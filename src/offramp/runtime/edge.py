@@ -292,7 +292,11 @@ class Edge:
         if not self.breaker.allows():
             trip.error = "the server is down; it is probed again soon"
             return
-        tensors = self._head.packed(trip, action.mode)
+        try:
+            tensors = self._head.packed(trip, action.mode)
+        except StageError as error:
+            trip.error = str(error)
+            return
         reserve_ms = self._head.reserve_ms(trip)
         left_ms = self.deadline_ms - self._spent_ms(trip)
         if reserve_ms >= left_ms:  # the edge would be late in any case: all that is left is the server's
