@@ -25,7 +25,7 @@ from offramp.runtime.reply import read_reply
 from offramp.runtime.result import Latency, Result, Status, Where
 from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Channel, TailRequest, tail_name
-from offramp.runtime.telling import tell
+from offramp.runtime.telling import Teller
 from offramp.runtime.trip import Trip, TripTracer
 
 __all__ = ["Edge"]
@@ -90,7 +90,7 @@ class Edge:
             )
         self.deadline_ms = deadline_ms
         self.breaker = breaker or CircuitBreaker(clock=clock)
-        self._server, self._clock, self._tracer = server, clock, tracer
+        self._server, self._clock, self._tracer, self._tell = server, clock, tracer, Teller(clock)
         self._manifest = self.bundle.manifest
         stages = stages or Stages(self.bundle, threads=threads, slowdown=slowdown, clock=clock, sleep=sleep)
         if stages.bundle.digest != self.bundle.digest:
@@ -261,7 +261,7 @@ class Edge:
 
     def _told(self, trip: Trip | None, result: Result) -> Result:
         """A result, once its trace has ended and the log has what went wrong."""
-        trace_id = None if self._tracer is None else tell(self._tracer.answered, trip, result)
+        trace_id = None if self._tracer is None else self._tell(self._tracer.answered, trip, result)
         if result.status != "ok":
             about = {"index": result.index, "reason": result.error, "trace_id": trace_id}
             _log.info("%s", result.status, extra=about)
@@ -316,7 +316,7 @@ class Edge:
         self.breaker.begun()
         trip.sent_cut, trip.payload_bytes = trip.stage, sum(t.nbytes for t in tensors.values())
         if self._tracer is not None:
-            trip.request = trip.request._replace(headers=tell(self._tracer.sends, trip) or ())
+            trip.request = trip.request._replace(headers=self._tell(self._tracer.sends, trip) or ())
 
     def _server_answer(self, trip: Trip) -> int | None:
         """The exit that answered on the server, or None with the trip's error set."""
