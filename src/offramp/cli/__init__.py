@@ -28,7 +28,7 @@ from offramp.cli.studies import reproduce
 from offramp.cli.tracing import trace
 from offramp.cli.training import demo, train
 from offramp.cli.tuning import tune
-from offramp.errors import ConfigError, OfframpError
+from offramp.errors import ActionError, ConfigError, OfframpError
 
 __all__ = ["app", "main"]
 
@@ -57,7 +57,8 @@ def main() -> None:
             app()
     except OfframpError as error:
         print_error(error)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        # Every policy here was named on the line: one that cannot be played is misuse too.
+        sys.exit(2 if isinstance(error, ConfigError | ActionError) else 1)
 
 
 @app.callback(invoke_without_command=True)
