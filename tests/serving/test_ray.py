@@ -121,8 +121,12 @@ class Server:
         """Waits for a line."""
 
         def found():
-            assert self.process.poll() is None or not self._reader.is_alive(), self.lines
-            return [line for line in self.lines if words in line]
+            ended = self.process.poll() is not None
+            if ended:
+                self._reader.join(1)  # what it said last; a child of its may hold the pipe for longer
+            lines = [line for line in self.lines if words in line]
+            assert lines or not ended, "\n".join(self.lines)
+            return lines
 
         return until(found, seconds)[-1]
 
