@@ -17,6 +17,8 @@ import pytest
 from otlp_collector import collecting
 from test_cli import assert_clear_error, lines, offramp
 
+from offramp.cli.messages import Voice
+
 
 @pytest.fixture
 def collector(monkeypatch):
@@ -148,6 +150,45 @@ def test_a_metrics_port_in_use(tiny, inputs):
         done = offramp("run", tiny.path, inputs, "--metrics-port", port)
         assert_clear_error(done, 1, f"cannot show metrics on 127.0.0.1:{port}", "choose another port")
     assert done.stdout == ""
+
+
+@pytest.mark.filterwarnings("default:tokens travel readable")
+def test_as_json_errors_and_warnings_are_lines_too(tiny, tmp_path, inputs, monkeypatch):
+    def told(code, *arguments):
+        done = offramp(*arguments, "--log-format", "json")
+        assert (done.returncode, done.stdout) == (code, "")
+        found = [json.loads(line) for line in done.stderr.splitlines()]
+        assert all(line["time"].endswith("Z") for line in found)
+        return [(line["level"], line["logger"], line["message"]) for line in found]
+
+    ((level, logger, message),) = told(1, "run", tmp_path / "none", inputs)  # before any log is set up
+    assert (level, logger, "none" in message) == ("error", "offramp.cli", True)
+    ((level, _, message),) = told(2, "run", tiny.path, inputs, "--policy", "split-9")
+    assert (level, "split 9" in message) == ("error", True)
+    monkeypatch.setenv("OFFRAMP_TOKEN", "0123456789abcdef")
+    warned, failed = told(1, "serve", tiny.path, "--host", "192.0.2.1", "--grpc-port", 0)
+    assert warned == (
+        "warning",
+        "offramp.cli",
+        "tokens travel readable to 192.0.2.1: without --tls-cert, something in front must speak TLS",
+    )
+    assert (failed[0], "cannot listen on 192.0.2.1" in failed[2]) == ("error", True)
+
+
+def test_a_librarys_warning_as_json_says_where_it_came_from(capsys):
+    voice = Voice()
+    voice.style = "json"
+    voice.warning(DeprecationWarning("old\nand gone"), DeprecationWarning, "/opt/library.py", 7)
+    (line,) = capsys.readouterr().err.splitlines()
+    found = json.loads(line)
+    del found["time"]
+    assert found == {
+        "level": "warning",
+        "logger": "py.warnings",
+        "message": "old\nand gone",
+        "category": "DeprecationWarning",
+        "place": "/opt/library.py:7",
+    }
 
 
 def test_options_that_cannot_be(tiny, inputs, monkeypatch):

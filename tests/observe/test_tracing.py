@@ -27,7 +27,7 @@ from offramp.observe.logs import log_to
 from offramp.observe.server_tracer import ServerTracer
 from offramp.runtime.edge import Edge
 from offramp.runtime.stages import Stages
-from offramp.runtime.tail import Tail, TailRequest
+from offramp.runtime.tail import Tail, TailReply, TailRequest
 from offramp.serving.channel import GrpcChannel
 from offramp.serving.http import HttpServer
 from offramp.serving.server import GrpcServer
@@ -278,6 +278,47 @@ def test_inputs_that_fail_have_their_trace_and_their_log_line(tiny, script, says
     logged = [json.loads(line) for line in stream.getvalue().splitlines()]
     ids = [line["trace_id"] for line in logged if line["message"] == "failed"]
     assert ids == [f"{s.context.trace_id:032x}" for s in (first, second)]
+
+
+class Raising:
+    """A channel that breaks in a way of its own, or answers."""
+
+    def __init__(self, error):
+        self._error = error
+
+    def infer(self, request, timeout_s=None):
+        if self._error is not None:
+            raise self._error
+        return TailReply(np.array([[0.0, 1.0]], np.float32), None, None)
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda edge, x: edge.infer(x),
+        lambda edge, x: list(edge.run([x])),
+        lambda edge, x: list(edge.run([x], under_way=2)),
+    ],
+)
+@pytest.mark.parametrize("broken", ["channel", "policy"])
+def test_what_raises_after_sending_ends_its_trace_with_the_error(tiny, script, says, near, way, broken):
+    error = ZeroDivisionError("a mistake")
+    policy = script((0,))
+    if broken == "policy":
+        policy.update = lambda *_: 1 // 0
+    server = Raising(error if broken == "channel" else None)
+    edge = Edge(tiny, server, policy, tracer=EdgeTracer(near.provider))
+    with pytest.raises(ZeroDivisionError) as raised:
+        way(edge, says({}))
+    root, offload = near.one("input"), near.one("offload")
+    assert (root.status.status_code, root.status.description) == (StatusCode.ERROR, str(raised.value))
+    assert root.attributes["offramp.status"] == "failed"
+    assert offload.status.status_code == (StatusCode.ERROR if broken == "channel" else StatusCode.UNSET)
+    assert is_child(offload, root)
+    assert near.named("fall back") == []  # nobody did
 
 
 MALFORMED = [

@@ -680,6 +680,11 @@ class Breaking(Stages):
             raise StageError(f"exit {index}: out of memory")
         return super().exit(index, tensors)
 
+    def encode(self, cut, mode, tensors):
+        if f"codec {cut}" in self.broken:
+            raise StageError(f"codec {cut}: out of memory")
+        return super().encode(cut, mode, tensors)
+
 
 @pytest.mark.parametrize("under_way", [1, 2])
 @pytest.mark.parametrize(
@@ -705,6 +710,34 @@ def test_a_stage_that_fails_on_the_way_on_leaves_the_exit_passed_before(
     assert (result.payload_bytes, result.action) == (32, action)  # it was sent all the same
     (told,) = policy.seen
     assert (told.exit, told.failed, told.cost) == (exit_index, True, result.cost)
+
+
+@pytest.mark.parametrize("under_way", [1, 2])
+@pytest.mark.parametrize(
+    ("action", "held", "broken", "exit_index"),
+    [
+        (Action(0, (0,), "uint8"), 4, [], 3),  # it goes on as far as it can
+        (Action(0, (0,), "uint8"), 1, [], 0),  # it has answered, unsure
+        (Action(0, (), "uint8"), 1, [], 0),  # it was passed
+        (Action(-1, (), "uint8"), 4, [], 3),
+        (Action(0, (), "uint8"), 4, ["stage 1", "exit 0"], None),
+    ],
+)
+def test_a_cut_that_cannot_be_packed_leaves_the_answer_to_the_edge(
+    make_edge, tiny, tmp_path, says, action, held, broken, exit_index, under_way
+):
+    bundle = tiny.edge_copy(tmp_path / "copy", held)
+    policy, stages, server = Script(action), Breaking(bundle), replying()
+    edge = make_edge(server, policy, bundle=bundle, stages=stages)
+    stages.broken = [f"codec {action.split}", *broken]
+    (result,) = edge.run([says(UNSURE)], under_way=under_way)
+    assert (result.status, result.exit) == ("failed" if exit_index is None else "degraded", exit_index)
+    assert result.where == (None if exit_index is None else "edge")
+    assert result.error == "; and here: ".join(f"{what}: out of memory" for what in stages.broken)
+    assert (server.requests, result.payload_bytes, result.action) == ([], 0, action)
+    (told,) = policy.seen
+    assert (told.exit, told.failed, told.offloaded, told.cost) == (exit_index, True, False, result.cost)
+    assert not edge.breaker.open  # the server did nothing wrong
 
 
 def test_given_costs_are_used(make_edge, tail, says):

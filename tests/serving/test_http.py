@@ -1,4 +1,5 @@
 import json
+import logging
 import re
 import socket
 import urllib.error
@@ -106,6 +107,31 @@ def test_metrics_count_requests_answers_and_refusals_of_both_transports(http, ta
         assert f'offramp_{histogram}_count{{model="{name}"}} 1.0' in text
     assert f'offramp_batch_samples_bucket{{le="2.0",model="{name}"}} 0.0' in text
     assert f'offramp_batch_samples_bucket{{le="4.0",model="{name}"}} 1.0' in text  # three samples
+
+
+def test_metrics_count_what_is_too_large_and_what_is_too_slow(tail, monkeypatch, caplog):
+    monkeypatch.setattr("offramp.serving.http._BODY_S", 0.2)
+    caplog.set_level(logging.INFO, "offramp.server")
+    name, metrics = tail.bundle.manifest.name, ServerMetrics()
+    with (
+        GrpcServer(tail, port=0, observer=metrics) as server,
+        HttpServer(server.service, metrics.registry, port=0, max_message_mb=1) as beside,
+    ):
+        for model in (name, "made-up"):
+            for body, status in ((b" " * (2**20 + 1), 413), (b"{", 408)):
+                connection = HTTPConnection("127.0.0.1", beside.port, timeout=10)
+                length = {"Content-Length": str(len(body) + (status == 408))}
+                connection.request("POST", f"/v2/models/{model}/infer", body, length)
+                answer = connection.getresponse()
+                assert answer.status == status
+                assert json.loads(answer.read())["error"]
+                connection.close()
+        text = get(beside.port, "/metrics")
+    for code in ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"):  # what gRPC calls the same
+        for model in (name, "unknown"):
+            assert f'offramp_requests_total{{code="{code}",model="{model}"}} 1.0' in text
+    codes = [(r.code, r.client) for r in caplog.records if r.message == "request refused"]
+    assert codes == [("RESOURCE_EXHAUSTED", "127.0.0.1"), ("DEADLINE_EXCEEDED", "127.0.0.1")] * 2
 
 
 def test_a_port_in_use(http):

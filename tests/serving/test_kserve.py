@@ -32,7 +32,7 @@ KNOWN = {
                     "args": [str],
                     "env": [{"name": str, "value": str}],
                     "ports": PORTS,
-                    "readinessProbe": {"tcpSocket": {"port": int}},
+                    "readinessProbe": {"grpc": {"port": int}},
                 }
             ],
             "terminationGracePeriodSeconds": int,
@@ -92,7 +92,8 @@ def test_our_own_server(bundle):
     assert container["name"] == "kserve-container"
     assert container["env"] == [{"name": "STORAGE_URI", "value": URI}]
     assert [port["containerPort"] for port in container["ports"]] == [8001]
-    assert container["readinessProbe"]["tcpSocket"]["port"] == 8001
+    assert container["readinessProbe"] == {"grpc": {"port": 8001}}
+    assert not [option for option in container["args"] if "tls" in option], "such probes speak none"
 
 
 def test_knative_takes_no_grace_period(bundle):

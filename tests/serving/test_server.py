@@ -361,10 +361,22 @@ def test_a_number_that_is_no_port(tail, port):
         GrpcServer(tail, port=port).close()
 
 
-@pytest.mark.parametrize("bad", [{"workers": 0}, {"workers": -1}, {"queue": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"workers": 0}, {"workers": -1}, {"queue": -1}, {"max_elements": 0}, {"max_batch": 0}]
+)
 def test_bad_settings(tail, bad):
+    before = threading.active_count()
     with pytest.raises(ConfigError):
-        GrpcServer(tail, port=0, **bad)
+        GrpcServer(tail, port=0, **{"workers": 2, **bad})
+    assert threading.active_count() == before
+
+
+def test_a_port_that_is_taken_leaves_no_worker_behind(tail):
+    with GrpcServer(tail, port=0, workers=2) as server:
+        before = threading.active_count()
+        with pytest.raises(PortError, match=str(server.port)):
+            GrpcServer(tail, port=server.port, workers=2)
+        assert threading.active_count() == before
 
 
 def test_a_closed_server_frees_its_port(tail, name):

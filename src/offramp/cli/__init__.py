@@ -5,20 +5,17 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
-from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn, TextIO
+from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from offramp import __version__
 from offramp.cli.bundles import inspect, profile
 from offramp.cli.cuts import cuts
 from offramp.cli.exporting import export
 from offramp.cli.linking import link
-from offramp.cli.messages import print_error
+from offramp.cli.messages import Voice
 from offramp.cli.modes import modes
 from offramp.cli.quantizing import quantize
 from offramp.cli.replaying import replay
@@ -28,7 +25,7 @@ from offramp.cli.studies import reproduce
 from offramp.cli.tracing import trace
 from offramp.cli.training import demo, train
 from offramp.cli.tuning import tune
-from offramp.errors import ConfigError, OfframpError
+from offramp.errors import ActionError, ConfigError, OfframpError
 
 __all__ = ["app", "main"]
 
@@ -51,13 +48,15 @@ app.add_typer(reproduce, name="reproduce")
 def main() -> None:
     """Runs the command line; our errors become one line and exit code 2 (misuse) or 1 (failure)."""
     signal.signal(signal.SIGTERM, _terminated)
+    voice = Voice()
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _warned
-            app()
+            warnings.showwarning = voice.warning
+            app(obj=voice)
     except OfframpError as error:
-        print_error(error)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        voice.error(error)
+        # Every policy here was named on the line: one that cannot be played is misuse too.
+        sys.exit(2 if isinstance(error, ConfigError | ActionError) else 1)
 
 
 @app.callback(invoke_without_command=True)
@@ -67,22 +66,6 @@ def _root(
     if version:
         typer.echo(f"offramp {__version__}")
         raise typer.Exit
-
-
-def _warned(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Our own warnings as one line, like errors; those of libraries as Python writes them."""
-    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
-        text = f"[bold yellow]warning:[/] {escape(str(message))}"
-        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
-    else:
-        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offramp.cli.extras import needs_extra
+from offramp.cli.messages import Voice
 from offramp.observe.logs import Level, Style, log_to
 
 if TYPE_CHECKING:
@@ -41,7 +42,18 @@ TracesOption = Annotated[
         "--traces", help="Send OpenTelemetry spans over OTLP/gRPC, as the OTEL_* variables of the environment say."
     ),
 ]
-LogFormatOption = Annotated[Style, typer.Option(help="How log lines on the error output look.")]
+
+
+def _speak(context: typer.Context, style: Style) -> Style:
+    """What ends the command, or warns, looks like the log from here on."""
+    if isinstance(context.obj, Voice):
+        context.obj.style = style
+    return style
+
+
+LogFormatOption = Annotated[
+    Style, typer.Option(callback=_speak, is_eager=True, help="How log lines on the error output look.")
+]
 LogLevelOption = Annotated[
     Level,
     typer.Option(

@@ -77,11 +77,11 @@ class EdgeTracer:
             if result.status == "failed":
                 root.set_status(Status(StatusCode.ERROR, result.error))
             if trip is not None:
-                self._children(trip, result, root, start_ns, start_ns + total_ns)
+                self._children(trip, root, start_ns, start_ns + total_ns)
         root.end(start_ns + total_ns)
         return format_trace_id(root.get_span_context().trace_id) if recorded else None
 
-    def _children(self, trip: Trip, result: Result, root: Span, start_ns: int, end_ns: int) -> None:
+    def _children(self, trip: Trip, root: Span, start_ns: int, end_ns: int) -> None:
         begun = trip.trace
         if not isinstance(begun, _Begun):
             self._child("head", root, start_ns, end_ns)
@@ -96,10 +96,11 @@ class EdgeTracer:
         offload.set_attribute("offramp.payload_bytes", trip.payload_bytes)
         if trip.request is not None:
             offload.set_attribute("offramp.model", trip.request.model)
-        if trip.error is not None:
-            offload.set_status(Status(StatusCode.ERROR, trip.error))
+        error = trip.error or trip.refusal
+        if error is not None:
+            offload.set_status(Status(StatusCode.ERROR, str(error)))
         offload.end(back_ns)
-        if result.where != "server":
+        if trip.error is not None:
             self._child("fall back", root, back_ns, end_ns)
 
     def _child(self, name: str, root: Span, start_ns: int, end_ns: int) -> None:

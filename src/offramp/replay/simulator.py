@@ -208,9 +208,9 @@ class Simulator:
         unknown = [e for e in (*action.exits, *action.watch) if e not in self._columns]
         unknown += [e for e in action.watch if e > action.split]
         if action.split not in context.splits or unknown:
-            raise ActionError(
-                f"{action} is none that this edge can do: splits {context.splits}, exits {context.exits}"
-            )
+            what = f"split {action.split}" + "".join(f", exit {e}," for e in unknown)
+            splits, exits = (", ".join(map(str, some)) for some in (context.splits, self._columns))
+            raise ActionError(f"{what} is none that this edge can do: splits {splits}; exits {exits}")
         stopped, column = np.full(n, action.split), np.full(n, self._columns[context.last])
         going = np.ones(n, np.bool_)
         here = [e for e in context.exits if e <= action.split and e in action.exits]

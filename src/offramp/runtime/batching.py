@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from offramp.errors import ConfigError, DeadlineError, ServerBusyError
 from offramp.runtime.passage import Batch, Job
 from offramp.runtime.tail import Tail, TailReply, TailRequest
-from offramp.runtime.telling import tell
+from offramp.runtime.telling import Teller
 
 __all__ = ["MAX_BATCH", "MAX_WAIT_MS", "BatchObserver", "Batcher", "Step"]
 
@@ -82,7 +82,7 @@ class Batcher:
                 f"a batch holds at least one and waits at least 0 ms, not {max_batch}, {max_wait_ms}"
             )
         self._most, self._max_batch, self._clock = workers + queue, max_batch, clock
-        self._observers = tuple(observers)
+        self._observers, self._tell = tuple(observers), Teller(clock)
         self._max_wait_s = max_wait_ms / 1e3 if max_batch > 1 else 0.0  # where nobody can join, by arrival
         self._lock = threading.Lock()
         self._workers, self._free, self._under_way, self._in_line = workers, workers, 0, 0
@@ -161,7 +161,7 @@ class Batcher:
             return 0.0
         waiting.answered.acquire()
         for observer in self._observers:
-            tell(observer.waited, job, waiting.since, waiting.until)
+            self._tell(observer.waited, job, waiting.since, waiting.until)
         return waiting.until - waiting.since
 
     def _work(self) -> None:
@@ -212,7 +212,7 @@ class Batcher:
         if step is not None:
             step = step._replace(until=self._clock())
             for observer in self._observers:
-                tell(observer.ran, step)
+                self._tell(observer.ran, step)
         for job in done:
             job.on_done()
 

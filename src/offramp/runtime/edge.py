@@ -25,7 +25,7 @@ from offramp.runtime.reply import read_reply
 from offramp.runtime.result import Latency, Result, Status, Where
 from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Channel, TailRequest, tail_name
-from offramp.runtime.telling import tell
+from offramp.runtime.telling import Teller
 from offramp.runtime.trip import Trip, TripTracer
 
 __all__ = ["Edge"]
@@ -90,7 +90,7 @@ class Edge:
             )
         self.deadline_ms = deadline_ms
         self.breaker = breaker or CircuitBreaker(clock=clock)
-        self._server, self._clock, self._tracer = server, clock, tracer
+        self._server, self._clock, self._tracer, self._tell = server, clock, tracer, Teller(clock)
         self._manifest = self.bundle.manifest
         stages = stages or Stages(self.bundle, threads=threads, slowdown=slowdown, clock=clock, sleep=sleep)
         if stages.bundle.digest != self.bundle.digest:
@@ -155,36 +155,20 @@ class Edge:
         if not isinstance(under_way, int) or under_way < 1:
             raise ConfigError(f"under_way is a whole number of inputs, at least 1, not {under_way!r}")
         if under_way > 1:
-            steps = Pipeline(
-                under_way,
-                begin=self._try_to_begin,
-                send=self._sent,
-                finish=self._try_to_finish,
-            )
+            steps = Pipeline(under_way, begin=self._try_to_begin, send=self._sent, finish=self._finished)
             return steps.run(inputs)
         return self._one_by_one(inputs)
 
     def _one_by_one(self, inputs: Iterable[Any]) -> Iterator[Result]:
         for index, x in enumerate(inputs):
             trip = self._try_to_begin(x, index)
-            if isinstance(trip, Result):
-                yield trip
-                continue
-            if trip.request is not None:
-                self._sent(trip)
-            yield self._try_to_finish(trip)
+            yield trip if isinstance(trip, Result) else self._ended(trip)
 
     def _try_to_begin(self, x: Any, index: int) -> Trip | Result:
         try:
             return self._begun(x, index)
         except (InputError, StageError) as error:
             return self._told(None, Result(index, "failed", error=str(error)))
-
-    def _try_to_finish(self, trip: Trip) -> Result:
-        try:
-            return self._finished(trip)
-        except (InputError, StageError) as error:
-            return self._told(trip, Result(trip.index, "failed", error=str(error)))
 
     def infer(self, x: Any, *, index: int = 0) -> Result:
         """The result of one input.
@@ -200,10 +184,7 @@ class Edge:
             ActionError: The policy chose what this edge cannot do.
             StageError: ONNX Runtime failed on the way to the split.
         """
-        trip = self._begun(x, index)
-        if trip.request is not None:
-            self._sent(trip)
-        return self._finished(trip)
+        return self._ended(self._begun(x, index))
 
     def _begun(self, x: Any, index: int) -> Trip:
         """One input with its action and its head run: it has an answer, or a request to send, or neither."""
@@ -219,6 +200,11 @@ class Edge:
             self._prepare_offload(trip)
         return trip
 
+    def _ended(self, trip: Trip) -> Result:
+        if trip.request is not None:
+            self._sent(trip)
+        return self._finished(trip)
+
     def _sent(self, trip: Trip) -> None:
         """Sends a trip's request and waits; touches nothing but the trip, so that any thread may do it."""
         assert self._server is not None
@@ -232,6 +218,15 @@ class Edge:
         trip.waited_ms = (trip.back_at - sent) * 1e3
 
     def _finished(self, trip: Trip) -> Result:
+        """A trip's result; its trace ends, also where a policy or a channel breaks."""
+        try:
+            result = self._result(trip)
+        except Exception as error:
+            self._told(trip, Result(trip.index, "failed", error=str(error) or type(error).__name__))
+            raise
+        return self._told(trip, result)
+
+    def _result(self, trip: Trip) -> Result:
         """What came back, or how far the edge gets without it; the policy learns."""
         answer, action = trip.answer, trip.action
         where: Where = "edge"
@@ -247,7 +242,7 @@ class Edge:
         latency = Latency(total_ms, trip.edge_ms, trip.link_ms, trip.server_ms, trip.queue_ms)
         belief = None if answer is None else trip.beliefs[answer]
         names = self._manifest.classes
-        result = Result(
+        return Result(
             index=trip.index,
             status=status,
             label=None if belief is None else belief.label,
@@ -263,11 +258,10 @@ class Edge:
             cost=cost,
             error=trip.error,
         )
-        return self._told(trip, result)
 
     def _told(self, trip: Trip | None, result: Result) -> Result:
         """A result, once its trace has ended and the log has what went wrong."""
-        trace_id = None if self._tracer is None else tell(self._tracer.answered, trip, result)
+        trace_id = None if self._tracer is None else self._tell(self._tracer.answered, trip, result)
         if result.status != "ok":
             about = {"index": result.index, "reason": result.error, "trace_id": trace_id}
             _log.info("%s", result.status, extra=about)
@@ -298,7 +292,11 @@ class Edge:
         if not self.breaker.allows():
             trip.error = "the server is down; it is probed again soon"
             return
-        tensors = self._head.packed(trip, action.mode)
+        try:
+            tensors = self._head.packed(trip, action.mode)
+        except StageError as error:
+            trip.error = str(error)
+            return
         reserve_ms = self._head.reserve_ms(trip)
         left_ms = self.deadline_ms - self._spent_ms(trip)
         if reserve_ms >= left_ms:  # the edge would be late in any case: all that is left is the server's
@@ -318,7 +316,7 @@ class Edge:
         self.breaker.begun()
         trip.sent_cut, trip.payload_bytes = trip.stage, sum(t.nbytes for t in tensors.values())
         if self._tracer is not None:
-            trip.request = trip.request._replace(headers=tell(self._tracer.sends, trip) or ())
+            trip.request = trip.request._replace(headers=self._tell(self._tracer.sends, trip) or ())
 
     def _server_answer(self, trip: Trip) -> int | None:
         """The exit that answered on the server, or None with the trip's error set."""

@@ -22,7 +22,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from typing_extensions import Self
 
-from offramp.errors import InputError, PortError, ServerBusyError
+from offramp.errors import DeadlineError, InputError, PortError, ServerBusyError
 from offramp.serving.access import Access
 from offramp.serving.refusal import HTTP_STATUS, Refusal, refusal
 from offramp.serving.rest import HEADER_LENGTH, JSON_SHARE, read_request, write_answer
@@ -40,6 +40,8 @@ _IDLE_S = 75.0
 _HEALTH = ("/v2/health/live", "/v2/health/ready")
 #: What clients of HTTP look for beside a status.
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
+#: What HTTP has a status for and we have none, by what gRPC calls the same.
+_ALIKE = {web.HTTPRequestEntityTooLarge: ServerBusyError, web.HTTPRequestTimeout: DeadlineError}
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -185,15 +187,16 @@ class HttpServer:
         return _json({"name": model, "ready": ready}, 200 if ready else 503 if self._service.draining else 404)
 
     async def _infer(self, request: web.Request) -> web.Response:
-        model = _model(request)
+        model, client = _model(request), request.remote or ""
         try:
             with self._slot():
                 body = await self._body(request)
                 return await self._loop.run_in_executor(self._pool, self._inferred, model, body, request)
-        except web.HTTPException:
+        except web.HTTPException as error:
+            self._service.failed(model[0], _ALIKE.get(type(error), InputError)(error.text or error.reason), client)
             raise
         except Exception as error:
-            return _refused(self._service.failed(model[0], error, request.remote or ""))
+            return _refused(self._service.failed(model[0], error, client))
 
     def _inferred(self, model: tuple[str, str], body: bytes, request: web.Request) -> web.Response:
         client = request.remote or ""

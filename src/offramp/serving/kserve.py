@@ -97,8 +97,9 @@ def inference_service(
             "args": ["serve", _MODELS, "--host", "0.0.0.0", "--grpc-port", str(port)],
             "env": [{"name": "STORAGE_URI", "value": storage_uri}],
             "ports": ports,
-            # The port opens when the bundle is verified and loaded.
-            "readinessProbe": {"tcpSocket": {"port": port}},
+            # The port opens when the bundle is verified and loaded; while it drains, it is open and not ready.
+            # Knative's queue-proxy probes over gRPC too (knative/serving#14134).
+            "readinessProbe": {"grpc": {"port": port}},
         }
         predictor = {"containers": [container]}
         if not knative:  # which takes no such field

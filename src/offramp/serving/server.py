@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent import futures
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Protocol, cast
 from urllib.parse import unquote
@@ -81,48 +82,34 @@ class GrpcServer:
         if not 0 <= port <= MAX_PORT:
             raise PortError(f"a port is 0 to {MAX_PORT}, not {port}")
         repository = Repository([served]) if isinstance(served, Tail) else served
-        self._batcher = Batcher(
-            workers=workers,
-            queue=queue,
-            max_batch=max_batch,
-            max_wait_ms=max_wait_ms,
-            observers=[watching for watching in (observer, tracer) if watching is not None],
-        )
-        self.service = Service(
-            repository,
-            self._batcher,
-            limit=workers + queue,
-            max_elements=max_elements,
-            observer=observer,
-            tracer=tracer,
-        )
-        pool = futures.ThreadPoolExecutor(workers + queue + SPARE, thread_name_prefix="offramp-grpc")
-        # Without this option Linux lets two servers share a port, each getting some of the calls.
-        options = [*grpc_options(max_message_mb), ("grpc.so_reuseport", 0)]
-        # Whoever waits long for an answer may ask now and then whether the connection is alive.
-        options.append(("grpc.http2.min_recv_ping_interval_without_data_ms", 5000))
-        self._server = grpc.server(pool, options=options)
-        self._health = Health([SERVICE])
-        methods = {SERVICE: _handlers(self.service, access), self._health.name: self._health.handlers()}
-        for service, handlers in methods.items():
-            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-            # Those that gRPC knows by name are found faster.
-            self._server.add_registered_method_handlers(service, handlers)
-        address = f"{host}:{port}"
-        try:
-            self.port = (
-                self._server.add_insecure_port(address)
-                if tls is None
-                else self._server.add_secure_port(address, tls.credentials())
+        with ExitStack() as undone:
+            self._batcher = Batcher(
+                workers=workers,
+                queue=queue,
+                max_batch=max_batch,
+                max_wait_ms=max_wait_ms,
+                observers=[watching for watching in (observer, tracer) if watching is not None],
             )
-        except RuntimeError as error:
-            self.port = 0
-            self._close_pool(pool)
-            raise PortError(f"cannot listen on {address}; is the port in use? Choose another one") from error
-        if self.port == 0:
-            self._close_pool(pool)
-            raise PortError(f"cannot listen on {address}; is the port in use? Choose another one")
-        self._server.start()
+            undone.callback(self._batcher.close)
+            self.service = Service(
+                repository,
+                self._batcher,
+                limit=workers + queue,
+                max_elements=max_elements,
+                observer=observer,
+                tracer=tracer,
+            )
+            self._server = _grpc_server(workers + queue + SPARE, max_message_mb)
+            undone.callback(self._server.stop, None)
+            self._health = Health([SERVICE])
+            methods = {SERVICE: _handlers(self.service, access), self._health.name: self._health.handlers()}
+            for service, handlers in methods.items():
+                self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+                # Those that gRPC knows by name are found faster.
+                self._server.add_registered_method_handlers(service, handlers)
+            self.port = _bound(self._server, f"{host}:{port}", tls)
+            self._server.start()
+            undone.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -155,11 +142,6 @@ class GrpcServer:
     def wait(self) -> None:
         """Blocks until the server is closed."""
         self._server.wait_for_termination()
-
-    def _close_pool(self, pool: futures.ThreadPoolExecutor) -> None:
-        self._server.stop(None)
-        pool.shutdown(wait=False)
-        self._batcher.close()
 
 
 class Client(Protocol):
@@ -205,6 +187,34 @@ def answer(service: Service, access: Access | None, name: str, content: bytes, c
         client = _host(caller.peer())
         asked = name == "ModelInfer"  # refused before anybody knew which model
         return service.failed("", error, client) if asked else refusal(error, client=client)
+
+
+def _grpc_server(threads: int, max_message_mb: int) -> grpc.Server:
+    options = [
+        *grpc_options(max_message_mb),
+        # Without this option Linux lets two servers share a port, each getting some of the calls.
+        ("grpc.so_reuseport", 0),
+        # Whoever waits long for an answer may ask now and then whether the connection is alive.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
+    ]
+    pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="offramp-grpc")
+    return grpc.server(pool, options=options)
+
+
+def _bound(server: grpc.Server, address: str, tls: ServerTls | None) -> int:
+    """The port that a server listens on from now on."""
+    why: Exception | None = None
+    try:
+        port: int = (
+            server.add_insecure_port(address)
+            if tls is None
+            else server.add_secure_port(address, tls.credentials())
+        )
+    except RuntimeError as error:
+        port, why = 0, error
+    if port == 0:
+        raise PortError(f"cannot listen on {address}; is the port in use? Choose another one") from why
+    return port
 
 
 def _handlers(service: Service, access: Access | None) -> dict[str, grpc.RpcMethodHandler]:

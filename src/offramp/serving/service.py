@@ -17,7 +17,7 @@ from offramp.errors import ConfigError, InputError, ServerUnavailableError
 from offramp.runtime.batching import Batcher, BatchObserver
 from offramp.runtime.repository import Repository
 from offramp.runtime.tail import TailReply, TailRequest
-from offramp.runtime.telling import tell
+from offramp.runtime.telling import Teller
 from offramp.serving.refusal import Refusal, refusal
 
 __all__ = [
@@ -159,7 +159,7 @@ class Service:
         if max_elements < 1:
             raise ConfigError(f"a request holds at least one element, not at most {max_elements}")
         self._repository, self._batcher = repository, batcher
-        self._observer, self._tracer = observer, tracer
+        self._observer, self._tracer, self._tell = observer, tracer, Teller()
         self._max_elements = max_elements
         self.limit, self.draining = limit, False
 
@@ -235,7 +235,7 @@ class Service:
             return _UNTRACED
         fields = self._tracer.fields
         about = {name: value for name, value in headers() if name in fields and isinstance(value, str)}
-        return _followed(self._tracer, self._known(model), about)
+        return self._followed(self._tracer, self._known(model), about)
 
     def infer(self, question: Question, wanted: Callable[[], bool] = lambda: True) -> Answer:
         """Answers one request, perhaps together with others.
@@ -258,7 +258,7 @@ class Service:
             tail,
             TailRequest(question.model, question.tensors, None, question.final),
             wanted,
-            None if self._tracer is None else tell(self._tracer.current),
+            None if self._tracer is None else self._tell(self._tracer.current),
         )
         assert reply.exits is not None  # a Tail always says
         assert reply.server_ms is not None
@@ -276,9 +276,9 @@ class Service:
         known = self._known(model)
         found = refusal(error, model=known, client=client)
         if self._observer is not None:
-            tell(self._observer.served, Served(known, found.code.name))
+            self._tell(self._observer.served, Served(known, found.code.name))
         if self._tracer is not None:
-            tell(self._tracer.ended, found.code.name)
+            self._tell(self._tracer.ended, found.code.name)
         return found
 
     def drain(self, timeout_s: float = DRAIN_S) -> bool:
@@ -302,23 +302,22 @@ class Service:
         """Tells observer, tracer and log."""
         if self._observer is not None:
             received, sent = (sum(t.nbytes for t in some.values()) for some in (question.tensors, tensors))
-            tell(self._observer.served, Served(question.model, "OK", received, sent, reply))
+            self._tell(self._observer.served, Served(question.model, "OK", received, sent, reply))
         if self._tracer is not None:
-            tell(self._tracer.ended, "OK", digest, reply)
+            self._tell(self._tracer.ended, "OK", digest, reply)
         if self.logs_answers:
             times = {"server_ms": reply.server_ms, "queue_ms": reply.queue_ms, "batch": reply.batch}
             about = {"model": question.model, "digest": digest, "code": "OK", "client": question.client}
             _log.debug("request answered", extra={**about, **times})
 
-
-@contextmanager
-def _followed(tracer: RequestTracer, model: str, headers: Mapping[str, str]) -> Iterator[None]:
-    """Around a request that a tracer follows, as far as it can."""
-    around = tell(tracer.request, model, headers)
-    if around is not None:
-        tell(around.__enter__)
-    try:
-        yield
-    finally:
-        if around is not None:  # no error comes as far as here: it has become a refusal
-            tell(around.__exit__, None, None, None)
+    @contextmanager
+    def _followed(self, tracer: RequestTracer, model: str, headers: Mapping[str, str]) -> Iterator[None]:
+        """Around a request that a tracer follows, as far as it can."""
+        around = self._tell(tracer.request, model, headers)
+        if around is not None:
+            self._tell(around.__enter__)
+        try:
+            yield
+        finally:
+            if around is not None:  # no error comes as far as here: it has become a refusal
+                self._tell(around.__exit__, None, None, None)
