@@ -1,6 +1,7 @@
 """A server's life: versions that come and go under traffic, clients that give up, draining, signals."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,13 +14,16 @@ import urllib.request
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from typer.testing import CliRunner
 
 from offramp.bundle.bundle import Bundle
 from offramp.bundle.preprocessing import preprocess
+from offramp.cli import app
 from offramp.errors import DeadlineError, DigestMismatchError, ServerRefusedError, ServerUnavailableError
 from offramp.runtime.repository import Repository
 from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Tail, TailRequest, tail_name
+from offramp.runtime.warming import warm_tail
 from offramp.serving.channel import GrpcChannel
 from offramp.serving.http import HttpServer
 from offramp.serving.server import GrpcServer
@@ -410,3 +414,31 @@ def test_sighup_exchanges_bundles_under_traffic(process, folders, name, requests
     channel.close()
     server.tell(signal.SIGTERM)
     assert server.end() == 0
+
+
+def test_a_sighup_at_the_wrong_moment_ends_nothing(monkeypatch, digits_bundle):
+    """Who tells the server to read again while it still loads, or drains, meant no harm."""
+    moments, drained = [], GrpcServer.drain
+    before = signal.signal(signal.SIGHUP, lambda number, frame: moments.append("it would have ended"))
+
+    def load(bundle, **settings):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return warm_tail(bundle, **settings)
+
+    def reread(folders):
+        moments.append("read again")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def drain(server):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return drained(server)
+
+    monkeypatch.setattr("offramp.runtime.warming.warm_tail", load)
+    monkeypatch.setattr("offramp.cli.serving._reread", reread)
+    monkeypatch.setattr(GrpcServer, "drain", drain)
+    try:
+        done = CliRunner().invoke(app, ["serve", str(digits_bundle), "--grpc-port", "0"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert done.exit_code == 0, done.output
+    assert moments == ["read again"]

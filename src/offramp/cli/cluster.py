@@ -136,8 +136,11 @@ def serve_on_ray(
     from offramp.serving.process import listening
 
     cluster = address or os.environ.get("RAY_ADDRESS") or "local"
-    with RayServer(settings, access, port=port, fewest=fewest, most=most, address=cluster) as server:
-        with asked_to(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as requests:
+    with (
+        asked_to(signal.SIGHUP) as told,  # while Ray starts, which takes seconds, and at the end it stops nothing
+        RayServer(settings, access, port=port, fewest=fewest, most=most, address=cluster) as server,
+    ):
+        with asked_to(signal.SIGTERM, signal.SIGINT, queue=told) as requests:
             names = ", ".join(server.models)
             print(f"offramp serve: {listening(f'{host}:{port}')}, models {names}", flush=True)
             while requests.get() == signal.SIGHUP:

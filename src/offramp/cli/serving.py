@@ -147,9 +147,11 @@ def serve(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     repository = Repository()
     folders = BundleFolders(bundles, repository, load)
-    for error in folders.reread()[1]:
-        raise error
     with ExitStack() as stack:
+        # From the start to the end, so that one which comes while bundles are loaded, or at the end, stops nothing.
+        told = stack.enter_context(asked_to(signal.SIGHUP))
+        for error in folders.reread()[1]:
+            raise error
         spans = stack.enter_context(observed("serve", traces, log_format, log_level))
         metrics = None
         if http_port is not None:
@@ -190,7 +192,7 @@ def serve(
             scheme = "http" if tls is None else "https"
             print(f"offramp serve: {scheme}://{host}:{http.port}/metrics", flush=True)
         names = ", ".join(repository.models)
-        with asked_to(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as requests:
+        with asked_to(signal.SIGTERM, signal.SIGINT, queue=told) as requests:
             print(f"offramp serve: {listening(f'{host}:{server.port}')}, models {names}", flush=True)
             _log.info("serving", extra={"grpc_port": server.port, "models": names})
             while requests.get() == signal.SIGHUP:
