@@ -382,6 +382,24 @@ def test_sigterm_under_traffic_cuts_nobody_off(process, digits_bundle, requests)
     assert "stopping" in server.lines[-1]
 
 
+def test_an_output_that_nobody_reads_any_more_ends_no_server(digits_bundle, requests):
+    """A Ctrl-C ends `offramp serve … | tee log` from both sides: who is under way is answered all the same."""
+    command = [sys.executable, "-m", "offramp", "serve", str(digits_bundle), "--grpc-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        try:
+            address = server.stdout.readline().partition("listening on ")[2].partition(",")[0]
+            server.stdout.close()
+            with Traffic(address, requests) as traffic:
+                server.send_signal(signal.SIGHUP)
+                traffic.more(100)
+                server.send_signal(signal.SIGTERM)
+                assert server.wait(30) == 0
+        finally:
+            server.kill()
+    assert traffic.answers >= 100
+    assert all(isinstance(error, ServerUnavailableError) for error in traffic.errors), traffic.errors[:3]
+
+
 def test_sighup_exchanges_bundles_under_traffic(process, folders, name, requests, tmp_path, tails):
     old, new = (tail.bundle.digest for tail in tails)
     models = tmp_path / "models"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offramp.cli.extras import needs_extra
-from offramp.cli.messages import print_error
+from offramp.cli.messages import print_error, say
 from offramp.cli.signals import asked_to
 from offramp.errors import ConfigError, OfframpError
 
@@ -142,13 +142,13 @@ def serve_on_ray(
     ):
         with asked_to(signal.SIGTERM, signal.SIGINT, queue=told) as requests:
             names = ", ".join(server.models)
-            print(f"offramp serve: {listening(f'{host}:{port}')}, models {names}", flush=True)
+            say(f"offramp serve: {listening(f'{host}:{port}')}, models {names}")
             while requests.get() == signal.SIGHUP:
                 try:
                     server.reread()
                 except OfframpError as error:
                     print_error(error)
                 else:
-                    print("offramp serve: every replica has read the bundles again", flush=True)
-        print("offramp serve: stopping; requests under way are answered", flush=True)
+                    say("offramp serve: every replica has read the bundles again")
+        say("offramp serve: stopping; requests under way are answered")
         server.drain()

@@ -22,6 +22,7 @@ from offramp.cli.credentials import (
     server_tls,
 )
 from offramp.cli.extras import needs_extra
+from offramp.cli.messages import say
 from offramp.cli.observing import (
     LogFormatOption,
     LogLevelOption,
@@ -148,7 +149,7 @@ def serve(
     repository = Repository()
     folders = BundleFolders(bundles, repository, load)
     with ExitStack() as stack:
-        # From the start to the end, so that one which comes while bundles are loaded, or at the end, stops nothing.
+        # From the start to the end, so that one while bundles are loaded, or at the end, stops nothing.
         told = stack.enter_context(asked_to(signal.SIGHUP))
         for error in folders.reread()[1]:
             raise error
@@ -190,14 +191,14 @@ def serve(
                 )
             )
             scheme = "http" if tls is None else "https"
-            print(f"offramp serve: {scheme}://{host}:{http.port}/metrics", flush=True)
+            say(f"offramp serve: {scheme}://{host}:{http.port}/metrics")
         names = ", ".join(repository.models)
         with asked_to(signal.SIGTERM, signal.SIGINT, queue=told) as requests:
-            print(f"offramp serve: {listening(f'{host}:{server.port}')}, models {names}", flush=True)
+            say(f"offramp serve: {listening(f'{host}:{server.port}')}, models {names}")
             _log.info("serving", extra={"grpc_port": server.port, "models": names})
             while requests.get() == signal.SIGHUP:
                 _reread(folders)
-        print("offramp serve: stopping; requests under way are answered", flush=True)
+        say("offramp serve: stopping; requests under way are answered")
         _log.info("stopping", extra={"under_way": server.service.under_way})
         if not server.drain():
             raise ServerBusyError("requests that took too long were cut off")
@@ -213,4 +214,4 @@ def _reread(folders: BundleFolders) -> None:
     for error in errors:
         _log.error("a bundle was not read again", extra={"reason": str(error)})
     _log.info("read again", extra={"changes": ", ".join(changes)})
-    print(f"offramp serve: {', '.join(changes) or 'nothing changed'}", flush=True)
+    say(f"offramp serve: {', '.join(changes) or 'nothing changed'}")
