@@ -111,6 +111,7 @@ def serve(
     from offramp.serving.process import listening
     from offramp.serving.replica import ReplicaSettings
     from offramp.serving.server import GrpcServer
+    from offramp.serving.wire import endpoint
 
     check_engine(
         engine,
@@ -191,10 +192,10 @@ def serve(
                 )
             )
             scheme = "http" if tls is None else "https"
-            say(f"offramp serve: {scheme}://{host}:{http.port}/metrics")
+            say(f"offramp serve: {scheme}://{endpoint(host, http.port)}/metrics")
         names = ", ".join(repository.models)
         with asked_to(signal.SIGTERM, signal.SIGINT, queue=told) as requests:
-            say(f"offramp serve: {listening(f'{host}:{server.port}')}, models {names}")
+            say(f"offramp serve: {listening(endpoint(host, server.port))}, models {names}")
             _log.info("serving", extra={"grpc_port": server.port, "models": names})
             while requests.get() == signal.SIGHUP:
                 _reread(folders)

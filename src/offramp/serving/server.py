@@ -25,7 +25,7 @@ from offramp.serving.health import Health
 from offramp.serving.refusal import Refusal, refusal
 from offramp.serving.service import MAX_ELEMENTS, Observer, Question, RequestTracer, Service
 from offramp.serving.tls import ServerTls
-from offramp.serving.wire import DATATYPES, MAX_PORT, from_request, grpc_options, response_message
+from offramp.serving.wire import DATATYPES, MAX_PORT, endpoint, from_request, grpc_options, response_message
 
 __all__ = ["METHODS", "SERVICE", "GrpcServer", "answer"]
 
@@ -110,7 +110,7 @@ class GrpcServer:
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
             # Those that gRPC knows by name are found faster.
             self._server.add_registered_method_handlers(service, handlers)
-        address = f"{host}:{port}"
+        address = endpoint(host, port)
         try:
             self.port = (
                 self._server.add_insecure_port(address)
