@@ -221,6 +221,15 @@ def test_whoever_reads_may_stop(digits_bundle, pixels) -> None:
     assert "Traceback" not in said
 
 
+def test_a_state_that_cannot_be_kept_is_told_before_the_run(digits_bundle, pixels, tmp_path) -> None:
+    """Also what an earlier run wrote is left alone then."""
+    (out := tmp_path / "out.jsonl").write_text("earlier\n")
+    command = ("run", digits_bundle, pixels, "--out", out, "--state")
+    for state, words in ((tmp_path / "none" / "s.json", "cannot write"), ("/dev/zero", "it is no file")):
+        assert_clear_error(offramp(*command, state), 1, str(state), words)
+    assert out.read_text() == "earlier\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

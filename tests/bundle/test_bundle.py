@@ -352,6 +352,21 @@ def test_an_edge_copy_is_verified_too(digits_bundle: Path, tmp_path: Path) -> No
     assert not (tmp_path / "again").exists()
 
 
+def test_an_edge_copy_replaces_edge_copies_only(digits_bundle: Path, tmp_path: Path) -> None:
+    """Whoever types the wrong place must not lose what took hours to train."""
+    shutil.copytree(digits_bundle, tmp_path / "whole")
+    whole = Bundle.load(tmp_path / "whole")
+    for place in (tmp_path / "whole", tmp_path / "edge" / ".." / "whole"):
+        with pytest.raises(BundleError, match="would lose the stages"):
+            whole.edge_copy(place, 1)
+    copied = Bundle.load(digits_bundle).edge_copy(tmp_path / "edge", 2)
+    with pytest.raises(BundleError, match="would lose the stages"):
+        copied.edge_copy(copied.path, 1)
+    assert (Bundle.load(whole.path).held, Bundle.load(copied.path).held) == (3, 2)
+    whole.edge_copy(copied.path, 1)
+    assert Bundle.load(copied.path).held == 1
+
+
 @pytest.mark.parametrize("stages", [0, 4, -1])
 def test_an_edge_copy_of_stages_that_are_not_there(digits_bundle: Path, tmp_path: Path, stages: int) -> None:
     with pytest.raises(ConfigError, match=f"stages must be 1 to 3, not {stages}"):

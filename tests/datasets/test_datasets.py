@@ -159,6 +159,19 @@ def test_a_damaged_image_is_read_or_refused(tmp_path: Path, suffix: str) -> None
     assert refused > 10
 
 
+def test_a_png_whose_data_end_too_early(tmp_path: Path) -> None:
+    """What follows is no chunk, which Pillow calls a syntax error."""
+    path = tmp_path / "x.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    content = bytearray(path.read_bytes())
+    length = content.index(b"IDAT") - 4
+    content[length : length + 4] = (100).to_bytes(4, "big")
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"x\.png is not an image that can be read"):
+        load_image(path, (24, 24), color=True)
+
+
 # --- balanced draws --------------------------------------------------------------------------------------
 
 LABELS: NDArray[np.int64] = np.repeat([0, 1, 4], [5, 9, 30])

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 from worlds import ALPHA, context, drawn, play
@@ -106,6 +107,18 @@ def test_every_torn_file_is_refused(saved):
         saved.write_bytes(whole[:length])
         with pytest.raises(PolicyStateError):
             load_state(make_policy("i-splitee", alpha=ALPHA), saved, DIGEST)
+
+
+def test_a_linked_file_stays_a_link_and_a_device_a_device(saved, tmp_path):
+    """`/dev/null` and the like would be files from then on, for whoever may write there."""
+    (link := tmp_path / "link.json").symlink_to(saved)
+    save_state(learned(), link, DIGEST)
+    assert link.is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    for attempt in (save_state, load_state):
+        with pytest.raises(PolicyStateError, match="it is no file"):
+            attempt(learned(), tmp_path / "pipe", DIGEST)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_missing_file_is_an_error_of_ours(tmp_path):

@@ -497,3 +497,20 @@ def test_64_threads_get_each_their_own_answer(tiny, alone, workers, max_batch):
     assert sum(seen.values()) == 64 * 25
     assert (seen[True] > 0) == (max_batch > 1)
     assert (batcher.under_way, batcher._free, batcher._waiting) == (0, workers, {})
+
+
+def test_more_workers_than_there_is_room_for(monkeypatch):
+    """Those that did start end again."""
+    started = []
+
+    def start(thread):
+        if len(started) == 3:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        begin(thread)
+
+    begin = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(ConfigError, match="no room for 5 workers"):
+        Batcher(workers=5)
+    assert [thread.is_alive() for thread in started] == [False] * 3

@@ -72,6 +72,17 @@ def test_the_boards_input_goes_before_its_parts_and_rapl(tmp_path, show, clock):
     assert energy.joules() == pytest.approx(30 + 20)
 
 
+def test_the_sum_of_a_monitors_channels_is_no_rail(tmp_path, show, clock):
+    """Linux's ina3221 shows it as a fourth current, beside which stand the shunts' voltages."""
+    channels = {f"{what}{n}_input": value for n in (1, 2, 3) for what, value in (("in", 5000), ("curr", 1000))}
+    show("class/hwmon/hwmon0", name="ina3221", curr4_input=3000, in4_input=5, in7_input=15, **channels)
+    energy = found(tmp_path, clock)
+    assert energy.name == "ina3221-1, ina3221-2, ina3221-3 by the board's power monitor"
+    energy.joules()
+    clock.now += 1.0
+    assert energy.joules() == pytest.approx(15)
+
+
 def test_a_monitor_may_say_power_itself(tmp_path, show, clock):
     show("class/hwmon/hwmon0", name="ina226", curr1_input=9, in0_input=9, in1_input=9, power1_input=3_000_000)
     show("class/hwmon/hwmon1", name="ina219", curr1_input=400, in0_input=7, in1_input=5000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import types
+import zipfile
 from pathlib import Path
 from typing import ClassVar
 
@@ -57,6 +58,22 @@ def test_a_torn_archive_does_not_stop_the_others(tmp_path: Path) -> None:
     assert second.tolist() == [1, 1, 1]
     assert isinstance(two, Broken)
     assert "holds 2 arrays (a, b); one called `x` is expected" in two.reason
+
+
+def test_a_single_number_or_what_is_no_array_does_not_stop_the_others(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.float32(3))
+    for name, inside in (("b.npz", "notes.txt"), ("c.npz", "x.npy")):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr(inside, "no array")
+    np.save(tmp_path / "d.npy", np.ones((2, 3), np.float32))
+    files = [tmp_path / name for name in ("a.npy", "b.npz", "c.npz", "d.npy")]
+    found = [x for _, x in read_inputs(files, [SPEC], None)]
+    reasons = [x.reason for x in found if isinstance(x, Broken)]
+    assert ["it is a single number" in reasons[0], "0 arrays" in reasons[1], "0 arrays" in reasons[2]] == [
+        True
+    ] * 3
+    assert len(reasons) == 3
+    assert [x.tolist() for x in found[3:]] == [[1, 1, 1], [1, 1, 1]]
 
 
 @pytest.mark.parametrize("name", ["x", "pixels"])
@@ -122,6 +139,19 @@ def test_listed_paths_are_read_as_they_come_and_wrong_ones_fail_alone(folder: Pa
     assert name == f"{folder}/no"
     assert "there is no file" in broken.reason
     os.close(reading)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "[a]" * 5000, "a\0.npy", "a.npy/b.npy"])
+def test_a_name_that_can_be_nothing(folder: Path, name: str) -> None:
+    with pytest.raises(ConfigError):
+        find_inputs([str(folder / name)])
+    read, write = os.pipe()
+    with os.fdopen(write, "wb") as lines:
+        lines.write(f"{folder / name}\n{folder}/a.npy\n".encode())
+    with os.fdopen(read):
+        (_, wrong), (_, whole) = read_inputs([Listed(read)], [SPEC], None)
+    assert isinstance(wrong, Broken)
+    assert whole.tolist() == [1, 1, 1]
 
 
 def test_what_is_done_is_left_out_without_being_read(folder: Path) -> None:

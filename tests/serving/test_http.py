@@ -1,3 +1,4 @@
+import contextlib
 import json
 import logging
 import re
@@ -148,12 +149,15 @@ def test_a_host_that_is_not_here(http, host):
         HttpServer(http[0].service, host=host, port=0)
 
 
-def test_over_ipv6(tail):
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_over_ipv6(tail, host):
     with (
-        GrpcServer(tail, port=0) as server,
-        HttpServer(server.service, host="::1", port=0) as beside,
+        GrpcServer(tail, host=host, port=0) as server,
+        contextlib.closing(GrpcChannel(f"[::1]:{server.port}")) as channel,
+        HttpServer(server.service, host=host, port=0) as beside,
         urllib.request.urlopen(f"http://[::1]:{beside.port}/v2/health/live", timeout=10) as answer,
     ):
+        channel.check(tail.bundle.manifest.name, tail.bundle.digest, 30)
         assert answer.status == 200
 
 

@@ -1,8 +1,11 @@
 """A server's life: versions that come and go under traffic, clients that give up, draining, signals."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -12,14 +15,17 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from other_version import other_version
+from typer.testing import CliRunner
 from under_traffic import ServeProcess, Traffic, until
 
 from offramp.bundle.bundle import Bundle
 from offramp.bundle.preprocessing import preprocess
+from offramp.cli import app
 from offramp.errors import DeadlineError, DigestMismatchError, ServerRefusedError, ServerUnavailableError
 from offramp.runtime.repository import Repository
 from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Tail, TailRequest, tail_name
+from offramp.runtime.warming import warm_tail
 from offramp.serving.channel import GrpcChannel
 from offramp.serving.http import HttpServer
 from offramp.serving.server import GrpcServer
@@ -268,6 +274,24 @@ def test_sigterm_under_traffic_cuts_nobody_off(process, digits_bundle, requests)
     assert "stopping" in server.lines[-1]
 
 
+def test_an_output_that_nobody_reads_any_more_ends_no_server(digits_bundle, requests):
+    """A Ctrl-C ends `offramp serve … | tee log` from both sides: who is under way is answered all the same."""
+    command = [sys.executable, "-m", "offramp", "serve", str(digits_bundle), "--grpc-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        try:
+            address = server.stdout.readline().partition("listening on ")[2].partition(",")[0]
+            server.stdout.close()
+            with Traffic(address, requests) as traffic:
+                server.send_signal(signal.SIGHUP)
+                traffic.more(100)
+                server.send_signal(signal.SIGTERM)
+                assert server.wait(30) == 0
+        finally:
+            server.kill()
+    assert traffic.answers >= 100
+    assert all(isinstance(error, ServerUnavailableError) for error in traffic.errors), traffic.errors[:3]
+
+
 def test_sighup_exchanges_bundles_under_traffic(process, folders, name, requests, tmp_path, tails):
     old, new = (tail.bundle.digest for tail in tails)
     models = tmp_path / "models"
@@ -300,3 +324,31 @@ def test_sighup_exchanges_bundles_under_traffic(process, folders, name, requests
     channel.close()
     server.tell(signal.SIGTERM)
     assert server.end() == 0
+
+
+def test_a_sighup_at_the_wrong_moment_ends_nothing(monkeypatch, digits_bundle):
+    """Who tells the server to read again while it still loads, or drains, meant no harm."""
+    moments, drained = [], GrpcServer.drain
+    before = signal.signal(signal.SIGHUP, lambda number, frame: moments.append("it would have ended"))
+
+    def load(bundle, **settings):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return warm_tail(bundle, **settings)
+
+    def reread(folders):
+        moments.append("read again")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def drain(server):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return drained(server)
+
+    monkeypatch.setattr("offramp.runtime.warming.warm_tail", load)
+    monkeypatch.setattr("offramp.cli.serving._reread", reread)
+    monkeypatch.setattr(GrpcServer, "drain", drain)
+    try:
+        done = CliRunner().invoke(app, ["serve", str(digits_bundle), "--grpc-port", "0"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert done.exit_code == 0, done.output
+    assert moments == ["read again"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -129,15 +130,18 @@ class Bundle:
         """Writes a copy that holds only the first stages, with the same manifest and digest.
 
         Args:
-            target: The copy's directory; replaced if it is a bundle.
+            target: The copy's directory; another edge copy there is replaced.
             stages: How many stages, 1 to as many as are held.
 
         Raises:
             ConfigError: A number of stages that is not there.
-            BundleError: The target is something else than a bundle.
+            BundleError: The target is this bundle, a whole one, or none at all.
         """
         if not 1 <= stages <= self.held:
             raise ConfigError(f"stages must be 1 to {self.held}, not {stages}")
+        root = check_place(target)
+        if root == self.path.resolve() or (_is_bundle(root) and not (root / HELD).exists()):
+            raise BundleError(f"{root} would lose the stages that the edge does not hold; choose another place")
         files = {g.file: self.read(g) for g in _graphs_up_to(self.manifest, stages)}
         write_bundle(target, self.manifest, self.tuning, files, held=Held(stages=stages))
         return Bundle.load(target)
@@ -145,8 +149,7 @@ class Bundle:
     def retuned(self, tuning: Tuning) -> Bundle:
         """Replaces the tuning of this copy, and nothing else: graphs, manifest and digest stay.
 
-        The file that was there is kept as `tuning.json.bak`, in place of an earlier one. At every moment, and
-        whatever stops it, `tuning.json` is either the old file or the new one.
+        The file that was there is kept as `tuning.json.bak`, and at every moment one of the two is `tuning.json`.
 
         Raises:
             BundleManifestError: Not one temperature and threshold per exit, or a mode that no cut has.
@@ -213,7 +216,7 @@ def check_place(path: str | Path) -> Path:
 
 
 def write_whole(target: Path, content: bytes, *, like: Path | None = None) -> None:
-    """Writes a file whole or not at all; a file there stays until the new one is complete.
+    """Writes a file whole or not at all; a file there stays until the new one is complete, a link stays a link.
 
     Args:
         target: The file.
@@ -223,6 +226,9 @@ def write_whole(target: Path, content: bytes, *, like: Path | None = None) -> No
     Raises:
         OSError: It cannot be written.
     """
+    target = Path(os.path.realpath(target))
+    if target.exists() and not target.is_file():  # a device would be replaced by a file
+        raise OSError(errno.EINVAL, "it is no file")
     fresh = target.with_name(f".{target.name}-{os.getpid()}")
     try:
         with fresh.open("wb") as file:

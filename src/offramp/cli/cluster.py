@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offramp.cli.extras import needs_extra
-from offramp.cli.messages import print_error
+from offramp.cli.messages import print_error, say
 from offramp.cli.signals import asked_to
 from offramp.errors import ConfigError, OfframpError
 
@@ -136,16 +136,19 @@ def serve_on_ray(
     from offramp.serving.process import listening
 
     cluster = address or os.environ.get("RAY_ADDRESS") or "local"
-    with RayServer(settings, access, port=port, fewest=fewest, most=most, address=cluster) as server:
-        with asked_to(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as requests:
+    with (
+        asked_to(signal.SIGHUP) as told,  # while Ray starts, which takes seconds, and at the end it stops nothing
+        RayServer(settings, access, port=port, fewest=fewest, most=most, address=cluster) as server,
+    ):
+        with asked_to(signal.SIGTERM, signal.SIGINT, queue=told) as requests:
             names = ", ".join(server.models)
-            print(f"offramp serve: {listening(f'{host}:{port}')}, models {names}", flush=True)
+            say(f"offramp serve: {listening(f'{host}:{port}')}, models {names}")
             while requests.get() == signal.SIGHUP:
                 try:
                     server.reread()
                 except OfframpError as error:
                     print_error(error)
                 else:
-                    print("offramp serve: every replica has read the bundles again", flush=True)
-        print("offramp serve: stopping; requests under way are answered", flush=True)
+                    say("offramp serve: every replica has read the bundles again")
+        say("offramp serve: stopping; requests under way are answered")
         server.drain()

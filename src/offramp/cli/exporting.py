@@ -93,6 +93,8 @@ def _edge_copy(whole: Bundle, edge: Path, stages: str | None) -> None:
     if first != "0" or not dots or not last.isdecimal():
         came = "" if stages is None else f", not {stages!r}"
         raise ConfigError(f"--edge needs --stages 0..K, such as 0..1{came}")
+    if int(last) >= whole.held:
+        raise ConfigError(f"--stages goes to 0..{whole.held - 1}, which are all that there are, not to {stages}")
     copy = whole.edge_copy(edge, int(last) + 1)
     typer.echo(
         f"{edge}: stages {stages}, {bytes_text(copy.stored_bytes())} of {bytes_text(whole.stored_bytes())}, "

@@ -1,8 +1,9 @@
-"""What the command line says on its error output."""
+"""What the command line says beside its results."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.markup import escape
 
 from offramp.observe.logs import LineFormatter, Style
 
-__all__ = ["Voice", "print_error"]
+__all__ = ["Voice", "print_error", "say"]
 
 
 class Voice:
@@ -57,6 +58,16 @@ class Voice:
 def print_error(error: Exception) -> None:
     """One line, as every error of ours is shown."""
     Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """One line of a server on the output, at once; that nobody can read it any more ends no server."""
+    try:
+        print(line, flush=True)
+    except OSError:  # a full disk, or a `| tee` that took the same Ctrl-C
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # else Python tries again at its end, and fails
+        os.close(nowhere)
 
 
 def _print_line(logger: str, level: int, text: str, **fields: str) -> None:

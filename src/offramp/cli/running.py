@@ -142,6 +142,10 @@ def run(
             raise ConfigError(f"--alpha {alpha} and {policy!r} both name the gates' threshold; leave one out")
         options["alpha"] = alpha
     chosen = make_policy(name, seed=seed, **options)
+    if state is not None:
+        if state.exists():
+            load_state(chosen, state, loaded.digest)
+        save_state(chosen, state, loaded.digest)  # what cannot be written is said now, not after the run
     done = take_up(out) if out is not None and resume else []
     with (
         observed("run", traces, log_format, log_level) as spans,
@@ -159,8 +163,6 @@ def run(
         counting(edge, metrics_host, metrics_port) as count,
         _sink(out, resume) as file,
     ):
-        if state is not None and state.exists():
-            load_state(chosen, state, edge.bundle.digest)
         try:
             samples = read_inputs(sources, loaded.manifest.inputs, loaded.manifest.preprocessing, done=done)
             lines, counts = LineSink(file, first=len(done)), Counter[str]()
@@ -176,7 +178,7 @@ def run(
         finally:
             _log.info("run ended", extra=dict(counts))
             if state is not None:
-                save_state(chosen, state, edge.bundle.digest)
+                save_state(chosen, state, loaded.digest)
     if failed:
         raise typer.Exit(1)
 

@@ -22,6 +22,7 @@ from offramp.cli.credentials import (
     server_tls,
 )
 from offramp.cli.extras import needs_extra
+from offramp.cli.messages import say
 from offramp.cli.observing import (
     LogFormatOption,
     LogLevelOption,
@@ -110,6 +111,7 @@ def serve(
     from offramp.serving.process import listening
     from offramp.serving.replica import ReplicaSettings
     from offramp.serving.server import GrpcServer
+    from offramp.serving.wire import endpoint
 
     check_engine(
         engine,
@@ -147,9 +149,11 @@ def serve(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     repository = Repository()
     folders = BundleFolders(bundles, repository, load)
-    for error in folders.reread()[1]:
-        raise error
     with ExitStack() as stack:
+        # From the start to the end, so that one while bundles are loaded, or at the end, stops nothing.
+        told = stack.enter_context(asked_to(signal.SIGHUP))
+        for error in folders.reread()[1]:
+            raise error
         spans = stack.enter_context(observed("serve", traces, log_format, log_level))
         metrics = None
         if http_port is not None:
@@ -188,14 +192,14 @@ def serve(
                 )
             )
             scheme = "http" if tls is None else "https"
-            print(f"offramp serve: {scheme}://{host}:{http.port}/metrics", flush=True)
+            say(f"offramp serve: {scheme}://{endpoint(host, http.port)}/metrics")
         names = ", ".join(repository.models)
-        with asked_to(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as requests:
-            print(f"offramp serve: {listening(f'{host}:{server.port}')}, models {names}", flush=True)
+        with asked_to(signal.SIGTERM, signal.SIGINT, queue=told) as requests:
+            say(f"offramp serve: {listening(endpoint(host, server.port))}, models {names}")
             _log.info("serving", extra={"grpc_port": server.port, "models": names})
             while requests.get() == signal.SIGHUP:
                 _reread(folders)
-        print("offramp serve: stopping; requests under way are answered", flush=True)
+        say("offramp serve: stopping; requests under way are answered")
         _log.info("stopping", extra={"under_way": server.service.under_way})
         if not server.drain():
             raise ServerBusyError("requests that took too long were cut off")
@@ -211,4 +215,4 @@ def _reread(folders: BundleFolders) -> None:
     for error in errors:
         _log.error("a bundle was not read again", extra={"reason": str(error)})
     _log.info("read again", extra={"changes": ", ".join(changes)})
-    print(f"offramp serve: {', '.join(changes) or 'nothing changed'}", flush=True)
+    say(f"offramp serve: {', '.join(changes) or 'nothing changed'}")

@@ -11,9 +11,14 @@ __all__ = ["asked_to"]
 
 
 @contextmanager
-def asked_to(*numbers: signal.Signals) -> Iterator[SimpleQueue[int]]:
-    """Signals as a queue, until the block ends; then they mean again what they meant before."""
-    received: SimpleQueue[int] = SimpleQueue()
+def asked_to(*numbers: signal.Signals, queue: SimpleQueue[int] | None = None) -> Iterator[SimpleQueue[int]]:
+    """Signals as a queue, until the block ends; then they mean again what they meant before.
+
+    Args:
+        *numbers: Which.
+        queue: Where others come already; a new one if left out.
+    """
+    received: SimpleQueue[int] = SimpleQueue() if queue is None else queue
     before = {number: signal.signal(number, lambda number, frame: received.put(number)) for number in numbers}
     try:
         yield received

@@ -13,7 +13,7 @@ __all__ = ["inputs_among", "read_arrays"]
 
 
 def read_arrays(path: str | Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
-    """The array in a .npy file, or the arrays in an .npz file by their names.
+    """The array in a .npy file, or the arrays in an .npz file by their names, without what else lies in it.
 
     Raises:
         OSError: A file that cannot be read.
@@ -24,7 +24,11 @@ def read_arrays(path: str | Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
             raise ValueError("it does not begin as a NumPy file does")
         try:
             found = np.load(file, allow_pickle=False)
-            return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+            if isinstance(found, np.ndarray):
+                return found
+            # Of a file in the archive that is no array NumPy gives the bytes.
+            every = {name: found[name] for name in found.files}
+            return {name: value for name, value in every.items() if isinstance(value, np.ndarray)}
         except Exception as error:  # NumPy reads headers as Python text, and fails in as many ways
             raise ValueError(str(error) or type(error).__name__) from error
 

@@ -75,15 +75,16 @@ def load_image(path: str | Path, size: tuple[int, int], *, color: bool) -> NDArr
     Raises:
         DatasetError: A file that is missing or no image.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
             return _resized(image, size, color=color)
     except FileNotFoundError as error:
         raise DatasetError(f"there is no file {path}") from error
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path} is not an image that can be read: {error}") from error
+    except Exception as error:  # Pillow's decoders fail in many ways; a damaged PNG is a SyntaxError
+        reason = str(error) or type(error).__name__
+        raise DatasetError(f"{path} is not an image that can be read: {reason}") from error
 
 
 def fitted(pixels: NDArray[np.uint8], size: tuple[int, int], *, color: bool) -> NDArray[np.uint8]:

@@ -169,6 +169,8 @@ def load_state(policy: Policy, path: str | Path, digest: str) -> None:
     Raises:
         PolicyStateError: A file that is missing, torn or foreign, of another bundle, or another policy's.
     """
+    if Path(path).exists() and not Path(path).is_file():  # a device may have no end
+        raise PolicyStateError(f"cannot read {path}: it is no file")
     try:
         held = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

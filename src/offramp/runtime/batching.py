@@ -62,7 +62,8 @@ class Batcher:
         clock: Gives seconds.
 
     Raises:
-        ConfigError: Fewer than one worker, a negative queue or wait, or a batch of none.
+        ConfigError: Fewer than one worker, or more than there is room for, a negative queue or wait, or a batch
+            of none.
     """
 
     def __init__(
@@ -90,11 +91,15 @@ class Batcher:
         self._waiting: dict[tuple[Tail, int], deque[_Waiting]] = {}
         #: Batches whose driver has its own answer; each comes with the right to a worker.
         self._orphans: SimpleQueue[tuple[Tail, Batch] | None] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"offramp-worker-{i}", daemon=True) for i in range(workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        for i in range(workers):
+            thread = threading.Thread(target=self._work, name=f"offramp-worker-{i}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self.close()
+                raise ConfigError(f"there is no room for {workers} workers; one per core is fastest") from error
+            self._threads.append(thread)
 
     @property
     def under_way(self) -> int:

@@ -161,6 +161,8 @@ def _rails(folder: Path) -> list[Rail]:
             continue
         for current in sorted(device.glob("curr*_input")):
             n = current.name.removeprefix("curr").removesuffix("_input")
+            if chip.startswith("ina3") and n > "3":  # the other three's sum; in4 is a shunt's voltage
+                continue
             power, volts, label = (
                 device / f"{what}" for what in (f"power{n}_input", f"in{n}_input", f"in{n}_label")
             )

@@ -60,7 +60,7 @@ class Repository:
         """
         versions = self._by_model.get(model)
         if versions is None:
-            raise ServerRefusedError(f"no model {model!r} here; there are {', '.join(self._by_model)}")
+            raise ServerRefusedError(f"no model {model!r} here; there are {', '.join(self._by_model) or 'none'}")
         if digest is None:
             return next(iter(versions.values()))
         tail = versions.get(digest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -54,7 +55,7 @@ def find_inputs(names: Sequence[str]) -> list[Source]:
             found.append(Listed())
         elif name.startswith(CAMERA):
             found.append(Camera(name.removeprefix(CAMERA)))
-        elif glob.has_magic(name) and not Path(name).exists():
+        elif glob.has_magic(name) and not os.path.exists(name):
             inside = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.suffix.lower() in _KNOWN)
             if not inside:
                 raise ConfigError(f"no input matches {name} ({', '.join(_KNOWN)})")
@@ -133,13 +134,18 @@ def _as_it_is(x: Any) -> Any:
 
 
 def _files(path: Path) -> list[Path]:
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file or folder {path}") from error
+    except (OSError, ValueError) as error:  # a name that is too long or none, a folder that may not be entered
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot read {path}: {reason}") from error
     if path.is_dir():
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in _KNOWN)
         if not inside:
             raise ConfigError(f"{path} holds no inputs ({', '.join(_KNOWN)})")
         return inside
-    if not path.exists():
-        raise ConfigError(f"there is no file or folder {path}")
     if path.suffix.lower() not in _KNOWN:
         raise ConfigError(f"{path} is neither an image nor an array ({', '.join(_KNOWN)})")
     return [path]
@@ -164,7 +170,11 @@ def _array(path: Path, spec: TensorSpec, images: Preprocessing | None) -> NDArra
     single = len(spec.shape)
     if array.dtype == np.uint8 and spec.dtype != "uint8" and images is not None:
         single = 2 if images.color == "grey" else 3
-    return array[None] if array.ndim == single else array
+    if array.ndim == single:
+        return array[None]
+    if array.ndim == 0:
+        raise ValueError(f"it is a single number; {spec.dtype} of shape {spec.shape}, or a batch, is expected")
+    return array
 
 
 def _arrays(path: Path, specs: Sequence[TensorSpec]) -> list[dict[str, NDArray[Any]]]:

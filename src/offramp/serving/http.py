@@ -28,7 +28,7 @@ from offramp.serving.refusal import HTTP_STATUS, Refusal, refusal
 from offramp.serving.rest import HEADER_LENGTH, JSON_SHARE, read_request, write_answer
 from offramp.serving.service import Service
 from offramp.serving.tls import ServerTls
-from offramp.serving.wire import DATATYPES, MAX_PORT
+from offramp.serving.wire import DATATYPES, MAX_PORT, endpoint
 
 __all__ = ["HttpServer"]
 
@@ -77,12 +77,13 @@ class HttpServer:
         self._service, self._metrics, self._max_bytes = service, metrics, max_message_mb * 2**20
         self._access, self._bodies = access, 0
         secured = None if tls is None else tls.context()
+        host = host.strip("[]")
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             listener = socket.create_server((host, port), family=family)
         except (OSError, ValueError) as error:  # a name that can be no host's is a ValueError
             reason = (error.strerror if isinstance(error, OSError) else None) or error
-            raise PortError(f"cannot listen on {host}:{port}: {reason}; choose another one") from error
+            raise PortError(f"cannot listen on {endpoint(host, port)}: {reason}; choose another one") from error
         self.port = int(listener.getsockname()[1])
         self._pool = ThreadPoolExecutor(service.limit, thread_name_prefix="offramp-http")
         self._loop = asyncio.new_event_loop()

@@ -26,7 +26,7 @@ from offramp.serving.health import Health
 from offramp.serving.refusal import Refusal, refusal
 from offramp.serving.service import DRAIN_S, MAX_ELEMENTS, SPARE, Observer, Question, RequestTracer, Service
 from offramp.serving.tls import ServerTls
-from offramp.serving.wire import DATATYPES, MAX_PORT, from_request, grpc_options, response_message
+from offramp.serving.wire import DATATYPES, MAX_PORT, endpoint, from_request, grpc_options, response_message
 
 __all__ = ["METHODS", "SERVICE", "Client", "GrpcServer", "answer"]
 
@@ -107,7 +107,7 @@ class GrpcServer:
                 self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
                 # Those that gRPC knows by name are found faster.
                 self._server.add_registered_method_handlers(service, handlers)
-            self.port = _bound(self._server, f"{host}:{port}", tls)
+            self.port = _bound(self._server, endpoint(host, port), tls)
             self._server.start()
             undone.pop_all()
 

@@ -123,7 +123,7 @@ class Credentials:
 def is_loopback(host: str) -> bool:
     """Whether what goes to this host stays on this machine."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
 

@@ -17,6 +17,7 @@ __all__ = [
     "DATATYPES",
     "MAX_PORT",
     "described_tensor",
+    "endpoint",
     "from_outputs",
     "from_request",
     "grpc_options",
@@ -41,6 +42,11 @@ _TYPED_FIELDS = {
     "UINT8": "uint_contents",
     "BOOL": "bool_contents",
 }
+
+
+def endpoint(host: str, port: int) -> str:
+    """An address as gRPC and URLs have it, IPv6 in brackets: `10.0.0.7:8001`, `[::1]:8001`."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
 def grpc_options(max_message_mb: int) -> list[tuple[str, int]]:
