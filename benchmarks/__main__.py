@@ -22,6 +22,7 @@ ALL = (
     "serving.roundtrip",
     "serving.batching",
     "serving.queueing",
+    "serving.wakeups",
     "serving.reveal",
     "serving.memory",
     "serving.observed",
