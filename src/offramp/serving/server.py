@@ -287,7 +287,7 @@ def _model_infer(service: Service, request: Any, caller: Caller) -> Any:
                 version=request.model_version,
                 digest=parameters["digest"].string_param if "digest" in parameters else None,
                 final="final" in parameters and parameters["final"].bool_param,
-                outputs=tuple(output.name for output in request.outputs),
+                outputs=tuple([output.name for output in request.outputs]) if request.outputs else (),
                 client=_host(caller.peer()) if service.logs_answers else "",
             )
             answer = service.infer(question, caller.is_active)

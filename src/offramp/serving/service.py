@@ -249,7 +249,7 @@ class Service:
         """
         if self.draining:
             raise ServerUnavailableError("the server is about to stop; ask another one")
-        elements = sum(tensor.size for tensor in question.tensors.values())
+        elements = sum([tensor.size for tensor in question.tensors.values()])
         if elements > self._max_elements:
             raise InputError(f"{elements} tensor elements; one request may hold {self._max_elements}")
         digest = question.digest or question.version or None
