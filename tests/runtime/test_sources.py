@@ -60,6 +60,16 @@ def test_a_torn_archive_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "holds 2 arrays (a, b); one called `x` is expected" in two.reason
 
 
+def test_an_array_without_samples_is_no_silence(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((0, 3), np.float32))
+    np.savez(tmp_path / "b.npz", x=np.ones((0, 3), np.float32), mask=np.ones((0, 3), np.float32))
+    two = [SPEC, SPEC.model_copy(update={"name": "mask"})]
+    for name, specs in (("a.npy", [SPEC]), ("b.npz", two)):
+        ((_, found),) = read_inputs([tmp_path / name], specs, None)
+        assert isinstance(found, Broken)
+        assert "it holds no samples" in found.reason
+
+
 def test_a_single_number_or_what_is_no_array_does_not_stop_the_others(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.float32(3))
     for name, inside in (("b.npz", "notes.txt"), ("c.npz", "x.npy")):

@@ -174,6 +174,8 @@ def _array(path: Path, spec: TensorSpec, images: Preprocessing | None) -> NDArra
         return array[None]
     if array.ndim == 0:
         raise ValueError(f"it is a single number; {spec.dtype} of shape {spec.shape}, or a batch, is expected")
+    if not len(array):
+        raise ValueError("it holds no samples")
     return array
 
 
@@ -192,4 +194,6 @@ def _arrays(path: Path, specs: Sequence[TensorSpec]) -> list[dict[str, NDArray[A
     if len(set(counts.values())) > 1 or not all(counts.values()):
         listed = ", ".join(f"{name} {x.shape}" for name, x in wanted.items())
         raise ValueError(f"every array needs as many samples, or one without an axis for them; it has {listed}")
+    if (0,) in counts.values():
+        raise ValueError("it holds no samples")
     return [dict(zip(wanted, sample, strict=True)) for sample in zip(*wanted.values(), strict=True)]
