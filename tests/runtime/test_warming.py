@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from offramp.errors import ServerRefusedError
 from offramp.runtime.stages import Stages
 from offramp.runtime.tail import Tail
-from offramp.runtime.warming import measured_sizes
+from offramp.runtime.warming import measured_sizes, warm_tail
 
 
 class Timed:
@@ -69,3 +70,9 @@ def test_on_real_stages(digits_bundle):
     assert len(sizes) == 3
     assert np.isin(sizes, (1, 2, 4, 8)).all()
     assert all(eager <= most for eager, most in sizes)
+
+
+def test_an_edge_copy_is_refused_as_what_it_is(tiny, tmp_path):
+    copy = tiny.edge_copy(tmp_path / "edge.bundle", 1)
+    with pytest.raises(ServerRefusedError, match="an edge copy with 1 of"):
+        warm_tail(copy, threads=1, provider="cpu", max_batch=4)

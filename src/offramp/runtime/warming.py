@@ -33,10 +33,12 @@ def warm_tail(bundle: Bundle, *, threads: int, provider: str, max_batch: int) ->
 
     Raises:
         ConfigError: A provider that is not there.
+        ServerRefusedError: The bundle is an edge copy that lacks stages.
         StageError: ONNX Runtime failed.
     """
-    stages = Stages(bundle, threads=threads, provider=provider)
-    return Tail(stages, sizes=measured_sizes(stages, max(1, max_batch)))
+    tail = Tail(Stages(bundle, threads=threads, provider=provider))
+    tail.sizes = measured_sizes(tail.stages, max(1, max_batch))
+    return tail
 
 
 def measured_sizes(
