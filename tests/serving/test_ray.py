@@ -109,7 +109,7 @@ class Server(ServeProcess):
         finally:
             self.process.kill()
             self.process.wait()
-            for _ in range(300):
+            for _ in range(900):  # asked to end while it starts, Ray leaves agents that see after a minute
                 left = [(pid, name) for pid, name in mine if Path(f"/proc/{pid}/cmdline").exists()]
                 if not left:
                     break
