@@ -100,8 +100,8 @@ class Server(ServeProcess):
         """The ids of the processes that hold the network."""
         return {pid for pid, name in children(self.process.pid) if "ServeReplica" in name}
 
-    def end(self, number=signal.SIGTERM):
-        """Asks it to end; gives the exit code, and whom it left behind."""
+    def end(self, number=signal.SIGTERM, seconds=30):
+        """Asks it to end; gives the exit code, and whom it left behind for longer than some seconds."""
         mine = children(self.process.pid)
         self.tell(number)
         try:
@@ -109,7 +109,7 @@ class Server(ServeProcess):
         finally:
             self.process.kill()
             self.process.wait()
-            for _ in range(900):  # asked to end while it starts, Ray leaves agents that see after a minute
+            for _ in range(10 * seconds):
                 left = [(pid, name) for pid, name in mine if Path(f"/proc/{pid}/cmdline").exists()]
                 if not left:
                     break
@@ -447,7 +447,7 @@ def test_asked_to_end_before_it_serves(digits_bundle, home):
     server = Server(home, digits_bundle)
     until(lambda: children(server.process.pid))
     time.sleep(2)
-    code, left = server.end()
+    code, left = server.end(seconds=90)  # agents that Ray has just begun see after a minute that they are alone
     assert code != 0
     assert left == []
     assert not [line for line in server.lines if "Traceback" in line], server.lines
